@@ -1,0 +1,1 @@
+"""Where a step runs: Ray actors, Ray Train workers, resources. Knows callables and results, not preference data."""

@@ -1,0 +1,18 @@
+"""Where a run runs: the settings under ``cluster`` in a config."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ClusterConfig(BaseModel):
+    """Nothing here changes what a result is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str = Field("local", description="local, or a Ray address; local starts Ray on this machine")
+    placement: Literal["split"] = Field("split", description="samplers, scorers and trainers hold their own devices")
+    devices: int | None = Field(None, ge=0, description="GPUs to use on a local cluster; null: those that are there")
+    max_worker_restarts: int = Field(2, ge=0, description="how often a dead worker is started again")

@@ -1,0 +1,47 @@
+"""What can go wrong with the machines, as opposed to the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class WorkerLost(RuntimeError):
+    """A worker, or the whole training group, died and was not to be had again.
+
+    Args:
+        name: of the worker, as its log file is called.
+        log: its log file.
+        reason: what Ray said, or the worker's last words.
+    """
+
+    def __init__(self, name: str, log: Path, reason: str) -> None:
+        super().__init__(name, log, reason)
+        self.name, self.log, self.reason = name, log, reason
+
+    def __str__(self) -> str:
+        return f"{self.name} was lost: {self.reason} (log: {self.log})"
+
+
+class NotEnough(RuntimeError):
+    """The cluster does not have what the run asks for, and never will.
+
+    Args:
+        wanted: resources asked for.
+        got: resources there.
+    """
+
+    def __init__(self, wanted: str, got: str) -> None:
+        super().__init__(wanted, got)
+        self.wanted, self.got = wanted, got
+
+
+def last_words(log: Path, *, limit_bytes: int = 20_000) -> str:
+    """The last line of a log that names an error, or its last line."""
+    if not log.exists():
+        return "no log"
+    with log.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - limit_bytes))
+        lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line]
+    return (named or lines or ["an empty log"])[-1][:300]

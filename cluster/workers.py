@@ -1,0 +1,199 @@
+"""The training group: one Ray Train run that serves a whole pipeline run.
+
+Starting a group costs 18 s on two cores, nearly all of it processes and imports, so that the group is started once and
+takes its work from a mailbox, a small actor. A job is a picklable callable ``job(state, report)`` that all ranks run
+together on the state they built; rank 0's return value is the job's. A job is delivered again until it is
+acknowledged: when one rank dies, Ray Train starts the whole group from the top of its function, and the job with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.errors import WorkerLost, last_words
+from cluster.session import Resources, redirect_output
+
+GroupJob = Callable[[Any, Callable[[Any], None]], Any]
+
+_POLL_S = 0.1
+_LONG_POLL_S = 5.0
+
+
+class TrainingGroup:
+    """A group of ranks that build one state each and run jobs on it together.
+
+    Args:
+        build: makes a rank's state; torch.distributed is up when it is called.
+        size: ranks.
+        resources: what each rank asks Ray for.
+        refusals: exceptions that are a user's to mend; they end the job at once instead of starting the group again.
+        storage: a folder for Ray Train's own files.
+        log_dir: where the ranks' output goes.
+        max_restarts: how often the group may be started again.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Any],
+        *,
+        size: int,
+        resources: Resources,
+        refusals: tuple[type[Exception], ...],
+        storage: Path,
+        log_dir: Path,
+        max_restarts: int,
+    ) -> None:
+        self._log = log_dir / "trainer-0.log"
+        self._mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0).remote()
+        self._num_jobs = 0
+        self._ended: Exception | None = None
+        self._trainer = _ray_trainer(
+            {"mailbox": self._mailbox, "build": build, "refusals": refusals, "log_dir": log_dir},
+            size=size,
+            resources=resources,
+            storage=storage,
+            max_restarts=max_restarts,
+        )
+        self._thread = threading.Thread(target=self._fit, name="training-group", daemon=True)
+        self._thread.start()
+
+    def run(self, job: GroupJob, *, on_report: Callable[[Any], None]) -> Any:
+        """Run a job on all ranks; what rank 0 reports meanwhile goes to `on_report`.
+
+        Raises:
+            WorkerLost: if the group died once too often.
+            Exception: a refusal that a rank raised, as it was.
+        """
+        number = self._num_jobs
+        self._num_jobs += 1
+        ray.get(self._mailbox.put.remote(job))
+        while True:
+            ended = not self._thread.is_alive()
+            reports, outcome = ray.get(self._mailbox.look.remote(number))
+            for report in reports:
+                on_report(report)
+            if outcome is not None:
+                result, refusal = outcome
+                if refusal is not None:
+                    raise refusal
+                return result
+            if ended:
+                reason = last_words(self._log) if self._ended is None else _first_line(self._ended)
+                raise WorkerLost("training group", self._log, reason)
+            time.sleep(_POLL_S)
+
+    def close(self) -> None:
+        """Let the ranks return, and wait for the group to end."""
+        ray.get(self._mailbox.close.remote())
+        self._thread.join(timeout=30)
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except Exception as error:  # told by run(), in the caller's thread
+            self._ended = error
+
+
+def _ray_trainer(config: dict[str, Any], *, size: int, resources: Resources, storage: Path, max_restarts: int) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    use_gpu = resources.gpus > 0
+    each = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if use_gpu else {})
+    return TorchTrainer(
+        _serve,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=size, use_gpu=use_gpu, resources_per_worker=each),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            # A name used twice silently resumes the old run.
+            name=f"group-{time.time_ns()}",
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=max_restarts),
+        ),
+    )
+
+
+def _serve(config: dict[str, Any]) -> None:
+    """A rank's whole life: build the state, then run one job after another until the mailbox closes."""
+    rank = ray.train.get_context().get_world_rank()
+    redirect_output(config["log_dir"] / f"trainer-{rank}.log")
+    mailbox = config["mailbox"]
+    state, number = None, ray.get(mailbox.first_open.remote())
+    while True:
+        found = ray.get(mailbox.take.remote(number))
+        if found == "closed":
+            return
+        if found is None:
+            continue
+        try:
+            state = config["build"]() if state is None else state
+            result = found[0](state, lambda report: mailbox.report.remote(report) if rank == 0 else None)
+        except config["refusals"] as refusal:
+            ray.get(mailbox.acknowledge.remote(number, None, refusal))
+            raise
+        if rank == 0:
+            ray.get(mailbox.acknowledge.remote(number, result, None))
+        number += 1
+
+
+class _Mailbox:
+    """Jobs in, outcomes out; asynchronous, so that waiting ranks cost nothing."""
+
+    def __init__(self) -> None:
+        self._jobs: list[GroupJob] = []
+        self._outcomes: dict[int, tuple[Any, Exception | None]] = {}
+        self._reports: list[Any] = []
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    async def put(self, job: GroupJob) -> None:
+        self._jobs.append(job)
+        self._wake()
+
+    async def close(self) -> None:
+        self._closed = True
+        self._wake()
+
+    async def first_open(self) -> int:
+        """The first job that nobody has acknowledged."""
+        return len(self._outcomes)
+
+    async def take(self, number: int) -> Any:
+        """Job `number` in a list, ``"closed"``, or None after a while without either."""
+        deadline = time.monotonic() + _LONG_POLL_S
+        while number >= len(self._jobs) and not self._closed and time.monotonic() < deadline:
+            changed = self._changed
+            try:
+                await asyncio.wait_for(changed.wait(), _LONG_POLL_S)
+            except TimeoutError:
+                return None
+        if number < len(self._jobs):
+            return [self._jobs[number]]
+        return "closed" if self._closed else None
+
+    async def report(self, report: Any) -> None:
+        self._reports.append(report)
+
+    async def acknowledge(self, number: int, result: Any, refusal: Exception | None) -> None:
+        self._outcomes.setdefault(number, (result, refusal))
+
+    async def look(self, number: int) -> tuple[list[Any], tuple[Any, Exception | None] | None]:
+        """The reports since the last look, and the outcome of a job if it has one."""
+        reports, self._reports = self._reports, []
+        return reports, self._outcomes.get(number)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

@@ -1,0 +1,276 @@
+"""How results are published: shards, manifests, fingerprints.
+
+A stage's folder holds ``part-*.parquet``, an entry for each of them in ``_shards/``, and, once all are there, a
+``manifest.json``. A part counts once its entry is published; a folder without a manifest is unfinished and its
+published parts stand. Files are written under another name, synced and renamed; nothing relies on renaming a folder.
+A retried shard that finds its entry published leaves it alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.contracts import Contract
+from stages.errors import ContractError, FingerprintError, StageError
+from stages.weights import file_sha256
+
+MANIFEST = "manifest.json"
+_FINGERPRINT = "fingerprint.json"
+_SHARDS = "_shards"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A published part.
+
+    Attributes:
+        shard: its number.
+        file: its name in the stage's folder.
+        sha256, bytes, rows: of the file.
+        contract, version: of its table.
+        parents: sha256 of the parts it was made from.
+        drops: what the stage left out of it, as plain JSON records.
+        stats: figures about its rows, summed over shards in reports.
+    """
+
+    shard: int
+    file: str
+    sha256: str
+    bytes: int
+    rows: int
+    contract: str
+    version: int
+    parents: list[str]
+    drops: list[dict[str, Any]] = field(default_factory=list)
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StageFolder:
+    """Where one stage's tables lie."""
+
+    path: Path
+    contract: Contract
+
+    # ---- the driver's side ------------------------------------------------------------------------------------------
+
+    def begin(self, fingerprint: Mapping[str, Any]) -> None:
+        """Claim the folder for a result made from `fingerprint`.
+
+        Raises:
+            FingerprintError: if it holds, or was begun for, another result.
+        """
+        claimed = self.path / _FINGERPRINT
+        if claimed.exists():
+            refuse_other_fingerprint(self.path, read_json(claimed), fingerprint)
+            return
+        write_json(claimed, fingerprint)
+
+    def is_closed(self) -> bool:
+        return (self.path / MANIFEST).exists()
+
+    def missing(self, num_shards: int) -> list[int]:
+        """The shards that are not published yet."""
+        return [shard for shard in range(num_shards) if not self._entry_file(shard).exists()]
+
+    def close(self, num_shards: int) -> None:
+        """Write the manifest.
+
+        Raises:
+            StageError: if a shard is missing.
+        """
+        if missing := self.missing(num_shards):
+            raise StageError(
+                str(self.path), wanted=f"{num_shards} shards", got=f"{missing[0]} is missing", fix="run again"
+            )
+        entries = [self.entry(shard) for shard in range(num_shards)]
+        write_json(
+            self.path / MANIFEST,
+            {
+                "contract": self.contract.name,
+                "version": self.contract.version,
+                "rows": sum(entry.rows for entry in entries),
+                "fingerprint": read_json(self.path / _FINGERPRINT),
+                "shards": [asdict(entry) for entry in entries],
+            },
+        )
+
+    def entries(self) -> list[Entry]:
+        """Every published part, in order."""
+        files = sorted((self.path / _SHARDS).glob("part-*.json"))
+        return [Entry(**read_json(file)) for file in files]
+
+    def digest(self) -> str:
+        """A hash of the published parts' hashes: what a result made from them goes by."""
+        return hashlib.sha256("".join(entry.sha256 for entry in self.entries()).encode()).hexdigest()
+
+    # ---- a worker's side --------------------------------------------------------------------------------------------
+
+    def entry(self, shard: int) -> Entry:
+        return Entry(**read_json(self._entry_file(shard)))
+
+    def publish(
+        self,
+        shard: int,
+        table: pa.Table,
+        *,
+        parents: Sequence[Entry] = (),
+        drops: Sequence[Mapping[str, Any]] = (),
+        stats: Mapping[str, float] | None = None,
+    ) -> Entry:
+        """Write a part and then its entry; if the entry is there already, leave both alone and return it.
+
+        Raises:
+            ContractError: if the table does not keep the contract.
+        """
+        name = f"part-{shard:05d}.parquet"
+        self.contract.check(table, where=f"{self.path.name}/{name}")
+        with self._publishing(shard):
+            if self._entry_file(shard).exists():
+                return self.entry(shard)
+            with _replacing(self.path / name) as scratch:
+                pq.write_table(table, scratch, compression="zstd")
+            entry = Entry(
+                shard,
+                name,
+                file_sha256(self.path / name),
+                (self.path / name).stat().st_size,
+                table.num_rows,
+                self.contract.name,
+                self.contract.version,
+                [parent.sha256 for parent in parents],
+                [dict(drop) for drop in drops],
+                dict(stats or {}),
+            )
+            write_json(self._entry_file(shard), asdict(entry))
+            return entry
+
+    def read(self, shard: int) -> pa.Table:
+        """A published part, its bytes checked against its entry and its table against the contract.
+
+        Raises:
+            ContractError: if the file is missing, differs from its entry or breaks the contract.
+        """
+        entry = self.entry(shard)
+        file = self.path / entry.file
+        got = file_sha256(file) if file.exists() else "no such file"
+        if got != entry.sha256:
+            raise ContractError(
+                str(file),
+                wanted=f"sha256 {entry.sha256}, as published",
+                got=got,
+                fix=f"delete {self._entry_file(shard)} and {self.path / MANIFEST}, and run again to make it anew",
+            )
+        return self.contract.check(pq.read_table(file), where=str(file))
+
+    def read_all(self) -> Iterator[pa.Table]:
+        """Every published part's table, in order."""
+        for entry in self.entries():
+            yield self.read(entry.shard)
+
+    def _entry_file(self, shard: int) -> Path:
+        return self.path / _SHARDS / f"part-{shard:05d}.json"
+
+    @contextmanager
+    def _publishing(self, shard: int) -> Iterator[None]:
+        """One publisher of a shard at a time, so that a slow twin cannot overwrite what was published."""
+        (self.path / _SHARDS).mkdir(parents=True, exist_ok=True)
+        lock = self.path / _SHARDS / f".part-{shard:05d}.lock"
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+            lock.unlink(missing_ok=True)
+
+
+# ---- model folders --------------------------------------------------------------------------------------------------
+
+
+def close_model(folder: Path, fingerprint: Mapping[str, Any], **figures: Any) -> None:
+    """Write a model folder's manifest: its files with their hashes, last."""
+    files = {file.name: file_sha256(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    write_json(folder / MANIFEST, {"fingerprint": fingerprint, "files": files} | figures)
+
+
+def found_model(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a finished model folder, or None if it is unfinished.
+
+    Raises:
+        FingerprintError: if it was made from something else.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_json(folder / MANIFEST)
+    refuse_other_fingerprint(folder, manifest["fingerprint"], fingerprint)
+    return manifest
+
+
+# ---- fingerprints ---------------------------------------------------------------------------------------------------
+
+
+def refuse_other_fingerprint(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse a result that was made from something else, with the fields that differ.
+
+    Raises:
+        FingerprintError: naming each differing field with both values.
+    """
+    then, now = _flat(found), _flat(json.loads(json.dumps(wanted)))
+    fields = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+    if fields:
+        raise FingerprintError(
+            str(where),
+            wanted="\n".join(f"{key}: {now.get(key, 'nothing')}" for key in fields),
+            got="\n".join(f"{key}: {then.get(key, 'nothing')}" for key in fields),
+            fix="go back to the config that made it, or give this run another name: --set run.name=…",
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {key: leaf for name, part in value.items() for key, leaf in _flat(part, f"{prefix}{name}.").items()}
+    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        return {key: leaf for i, part in enumerate(value) for key, leaf in _flat(part, f"{prefix}{i}.").items()}
+    return {prefix.removesuffix("."): value}
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A scratch file that takes `target`'s place, synced, when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Put a JSON file in place whole."""
+    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(target: Path, text: str) -> None:
+    """Put a text file in place whole."""
+    with _replacing(target) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))

@@ -1,0 +1,70 @@
+"""The command ``prefloop``; importing it loads none of the heavy libraries."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stages.errors import ConfigError, PrefloopError
+
+
+@click.group()
+def main() -> None:
+    """Iterative, on-policy preference alignment on Ray: sample, score, pair, update, again."""
+
+
+@main.command("run")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key, e.g. sample.temperature=0.8"
+)
+def run_command(config: Path, overrides: tuple[str, ...]) -> None:
+    """Run CONFIG to its end, or carry on where it stopped."""
+    from pipeline.start import run
+
+    _answer_for(lambda: run(config, overrides))
+
+
+@main.command("status")
+@click.argument("run", type=click.Path(path_type=Path))
+def status_command(run: Path) -> None:
+    """Show how far the run in folder RUN is."""
+    from pipeline.status import show_status
+
+    _answer_for(lambda: show_status(run))
+
+
+def _answer_for(work: Callable[[], Any]) -> None:
+    """Do the work; turn what goes wrong into words and an exit status, never into a traceback.
+
+    1: it could not be done; 2: the config is wrong; 70: a mistake of ours; 130: interrupted.
+    """
+    from cluster.errors import NotEnough, WorkerLost
+
+    try:
+        work()
+    except PrefloopError as error:
+        _leave(str(error), 2 if isinstance(error, ConfigError) else 1)
+    except WorkerLost as error:
+        _leave(f"{error}\n  fix:    read the log; the same command carries on where this one stopped", 1)
+    except NotEnough as error:
+        _leave(f"the cluster is too small\n  wanted: {error.wanted}\n  got:    {error.got}", 1)
+    except KeyboardInterrupt:
+        _leave("interrupted; the same command carries on where this one stopped", 130)
+    except Exception as error:  # the last line before the user
+        crash = Path("prefloop-crash.log").absolute()
+        crash.write_text(traceback.format_exc(), encoding="utf-8")
+        _leave(f"a mistake in prefloop: {type(error).__name__}: {error}\n  the traceback is in {crash}", 70)
+
+
+def _leave(message: str, status: int) -> None:
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    # Ray and torch threads may still be up; they must not delay or talk over the exit.
+    os._exit(status)

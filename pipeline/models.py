@@ -1,0 +1,104 @@
+"""From a model's name in the config to a folder that can work: found, complete, and of the right kind.
+
+Only JSON is read here; what needs the tokenizer or the weights is checked by the workers that load them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline import embedded
+from pipeline.artifacts import read_json
+from stages.errors import InputError
+from stages.score.reward_model import check_reward_model
+
+Maker = Callable[[str], Path]
+"""Gives what stands behind an embedded name, made now if need be."""
+
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def resolve(name: str, *, key: str, maker: Maker) -> Path:
+    """The local file or folder behind a name: embedded (made now if need be), a path, or a hub repository.
+
+    Raises:
+        InputError: if there is no such thing.
+    """
+    if name.startswith(embedded.PREFIX):
+        short = name.removeprefix(embedded.PREFIX)
+        if short not in embedded.names():
+            raise InputError(
+                f"{key}: {name}",
+                wanted=" or ".join(embedded.PREFIX + known for known in embedded.names()),
+                got=name,
+                fix="use one of these, or a path",
+            )
+        return maker(short)
+    path = Path(name).expanduser()
+    if path.exists():
+        return path.resolve()
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise InputError(
+            f"{key}: {name}", wanted="a file or folder", got="no such path", fix="check the path; it is taken from here"
+        )
+    return _from_hub(name, key)
+
+
+def _from_hub(name: str, key: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS))
+    except Exception as error:  # offline, gated, unknown: all end the same way
+        reason = (str(error).splitlines() or ["no message"])[0]
+        raise InputError(
+            f"{key}: {name}",
+            wanted="a folder, or a repository on the hub that can be reached",
+            got=f"no such folder here, and from the hub {type(error).__name__}: {reason}",
+            fix="download the model beforehand and give the folder's path",
+        ) from error
+
+
+def check_policy(folder: Path, *, key: str) -> None:
+    """Refuse a folder that cannot be a policy.
+
+    Raises:
+        InputError: without a config, without safetensors, or with a model of another kind.
+    """
+    config = _model_config(folder, key)
+    kinds = config.get("architectures") or []
+    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise InputError(
+            f"{key}: {folder}",
+            wanted="a causal language model",
+            got=", ".join(kinds),
+            fix="this one scores answers: it belongs under score.rewards",
+        )
+
+
+def check_reward(folder: Path, *, key: str) -> None:
+    """Refuse a folder that cannot be a reward model; see `check_reward_model`."""
+    check_reward_model(_model_config(folder, key), where=f"{key}: {folder}")
+
+
+def _model_config(folder: Path, key: str) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise InputError(
+            f"{key}: {folder}", wanted="a model folder with config.json", got="none in it", fix="check the path"
+        )
+    try:
+        config = read_json(file)
+    except ValueError as error:
+        raise InputError(f"{key}: {file}", wanted="JSON", got=str(error), fix="save the model again") from None
+    if not any(folder.glob("*.safetensors")):
+        others = sorted(f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth"))
+        raise InputError(
+            f"{key}: {folder}",
+            wanted="weights in *.safetensors",
+            got=", ".join(others) or "no weights",
+            fix="save the model again with save_pretrained (pickled weights are never opened)",
+        )
+    return config

@@ -1,0 +1,103 @@
+"""What a run came to: ``report.json`` for machines, ``report.txt`` for one page on a screen, ``metrics.jsonl``.
+
+Everything here is read from the run's folder; nothing is remembered.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from pipeline.artifacts import read_json, write_json, write_text
+from pipeline.console import share
+
+
+def write_reports(folder: Path) -> None:
+    """Write the run's reports anew from its rounds'."""
+    rounds = round_reports(folder)
+    write_json(folder / "report.json", {"run": folder.name, "rounds": rounds})
+    write_text(folder / "report.txt", _page(folder, rounds))
+    steps = [folder / f"round-{report['round']:04d}" / "metrics.jsonl" for report in rounds]
+    write_text(folder / "metrics.jsonl", "".join(f.read_text(encoding="utf-8") for f in steps if f.exists()))
+
+
+def round_reports(folder: Path) -> list[dict[str, Any]]:
+    """The report of every round that has one, the evaluation before the first round included."""
+    return [read_json(file) for file in sorted(folder.glob("round-*/report.json"))]
+
+
+def result_table(rounds: list[dict[str, Any]]) -> Table:
+    """One row a round: how good the policy was after it, and what the round did."""
+    holdout = sorted({name for r in rounds for name in r.get("evaluate", {}).get("holdout", {})})
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    table.add_column("")
+    for name in ("reward", "win rate", *holdout, "pairs", "last loss"):
+        table.add_column(name, justify="right")
+    for report in rounds:
+        figures, update = report.get("evaluate", {}), report.get("update")
+        table.add_row(
+            f"after round {report['round']}" if report["round"] else "before",
+            f"{figures['reward']:.2f} ± {figures['reward_se']:.2f}" if figures else "-",
+            share(figures["win_rate"], 1) if figures else "-",
+            *[share(figures["holdout"][name], 1) if figures else "-" for name in holdout],
+            f"{report['pairs']['num_pairs']:,}" if "pairs" in report else "",
+            f"{update['last']['loss']:.3f}" if update else "",
+        )
+    return table
+
+
+def where_things_are(folder: Path) -> str:
+    """Where a person finds what the run made."""
+    return "\n".join(
+        [
+            f"policy   {folder / 'final'}   (a Hugging Face folder)",
+            f"report   {folder / 'report.txt'}, {folder / 'report.json'}",
+            f"tables   {folder}/round-*/{{prompts,candidates,scored,pairs,fates,reference_logps}}/part-*.parquet",
+            f"steps    {folder / 'metrics.jsonl'}",
+        ]
+    )
+
+
+def _page(folder: Path, rounds: list[dict[str, Any]]) -> str:
+    lines = [f"Run {folder.name}", "", _plain_text(result_table(rounds))]
+    if any("evaluate" in report for report in rounds):
+        lines += [
+            "Each figure is over held-out prompts, one answer each at temperature 1; ± is the standard error.",
+            "win rate: share of prompts whose answer gets a higher reward than the first policy's, ties half.",
+            "",
+        ]
+    for report in rounds:
+        if report["round"]:
+            lines += _round_lines(report)
+    return "\n".join([*lines, where_things_are(folder), ""])
+
+
+def _round_lines(report: dict[str, Any]) -> list[str]:
+    sample, score, pairs, update = (report.get(key) for key in ("sample", "score", "pairs", "update"))
+    lines = [f"Round {report['round']}"]
+    if sample and score:
+        lines.append(
+            f"  sampled  {sample['num_candidates']:,} answers, {share(sample['stop'], sample['num_candidates'])} "
+            f"stopped by themselves; rewards {score['min']:.2f} to {score['max']:.2f}, mean {score['mean']:.2f}"
+        )
+    if pairs:
+        fates = ", ".join(f"{fate} {count}" for fate, count in report["fates"].items())
+        lines.append(f"  paired   {pairs['num_pairs']:,} pairs, mean margin {pairs['margin_mean']:.2f}; fates: {fates}")
+    if update:
+        first, last = update["first"], update["last"]
+        lines.append(
+            f"  updated  {update['num_steps']} steps, loss {first['loss']:.4f} -> {last['loss']:.4f}, "
+            f"reward margin {first['rewards/margins']:.3f} -> {last['rewards/margins']:.3f}; in the last step "
+            f"{share(last['rejected_active'], 1)} of the rejected answers stood above their reference"
+        )
+    return [*lines, f"  {report['decision']}: {report['reason']}", ""]
+
+
+def _plain_text(table: Table) -> str:
+    out = io.StringIO()
+    RichConsole(file=out, width=100).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"

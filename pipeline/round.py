@@ -1,0 +1,321 @@
+"""One round's steps, each of them skipped where its result is published, checked, timed and told in a line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import jobs
+from pipeline.artifacts import StageFolder, found_model, write_json
+from pipeline.console import Stopwatch, duration, share
+from pipeline.stage import Done, Stage, run_stage
+from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED, Contract
+from stages.errors import StageError
+from stages.protocols import Weights
+from stages.sample.config import SampleConfig
+from stages.sample.stage import Draw
+from stages.vocab import EVALUATION_STREAM, POLICY_STREAM
+
+if TYPE_CHECKING:
+    from pipeline.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """The references of a round and the tables of their log-probs."""
+
+    tables: Sequence[tuple[Weights, StageFolder]]
+
+
+class Round:
+    """A round of a run.
+
+    Args:
+        run: the run it belongs to.
+        number: counted from 1; 0 is the evaluation before the first round.
+        start: the policy that samples and is trained.
+        references: the policies that the objective refers to.
+    """
+
+    def __init__(self, run: Run, number: int, start: Weights, references: Sequence[Weights]) -> None:
+        self.run, self.number, self.start, self.references = run, number, start, tuple(references)
+        self.folder: Path = run.folder / f"round-{number:04d}"
+        self.figures: dict[str, Any] = {}
+
+    # ---- collect ----------------------------------------------------------------------------------------------------
+
+    def collect(self, start: Weights) -> StageFolder:
+        """Sample, score and pair; the pairs as a handle on their shards.
+
+        Raises:
+            StageError: if too many answers have no finite reward, all rewards are equal, or there is no pair.
+        """
+        config = self.run.config
+        prompts = self._folder(PROMPTS)
+        num_shards = -(-config.prompts.per_round // config.prompts.shard_size)
+        draw_prompts = jobs.DrawPrompts(
+            self.run.pool, prompts, self.number, config.prompts.per_round, config.prompts.shard_size, config.run.seed
+        )
+        fingerprint = {
+            "pool": self.run.pool.digest(),
+            "per_round": config.prompts.per_round,
+            "shard_size": config.prompts.shard_size,
+            "seed": config.run.seed,
+        }
+        self._run_stage(
+            "prompts", [prompts], fingerprint, num_shards, lambda _: [draw_prompts], lambda: self.run.crew.tasks
+        )
+
+        draw = Draw(config.run.seed, self.number, self.number, POLICY_STREAM)
+        candidates, scored = self._sample_and_score(self.folder, prompts, start, config.sample, draw)
+        return self._pair(prompts, candidates, scored)
+
+    def _sample_and_score(
+        self, folder: Path, prompts: StageFolder, weights: Weights, config: SampleConfig, draw: Draw
+    ) -> tuple[StageFolder, StageFolder]:
+        """Candidates of a policy and their rewards."""
+        run, num_shards = self.run, len(prompts.entries())
+        candidates, scored = StageFolder(folder / "candidates", CANDIDATES), StageFolder(folder / "scored", SCORED)
+        sampled = self._run_stage(
+            "sample",
+            [candidates],
+            {
+                "prompts": prompts.digest(),
+                "policy": weights.sha256,
+                "dtype": run.config.policy.dtype,
+                "seed": draw.run_seed,
+                "stream": draw.stream,
+                "sample": config.identity(),
+            },
+            num_shards,
+            lambda missing: [jobs.SampleShard(i, prompts, candidates, weights, config, draw) for i in missing],
+            lambda: run.crew.samplers,
+        )
+        if draw.stream == POLICY_STREAM:
+            self._tell_sampled(sampled)
+        rewarded = self._run_stage(
+            "score",
+            [scored],
+            {"candidates": candidates.digest(), "rewards": [source.identity() for source in run.sources.rewards]},
+            num_shards,
+            lambda missing: [jobs.ScoreShard(i, prompts, candidates, scored, draw.round) for i in missing],
+            lambda: run.crew.scorers,
+        )
+        self._refuse_bad_rewards(rewarded)
+        if draw.stream == POLICY_STREAM:
+            self._tell_scored(rewarded)
+        return candidates, scored
+
+    def _pair(self, prompts: StageFolder, candidates: StageFolder, scored: StageFolder) -> StageFolder:
+        config = self.run.config.pair
+        pairs, fates = self._folder(PAIRS), self._folder(FATES)
+        done = self._run_stage(
+            "pair",
+            [pairs, fates],
+            {"scored": scored.digest(), "candidates": candidates.digest(), "pair": config.identity()},
+            len(prompts.entries()),
+            lambda missing: [
+                jobs.PairShard(i, prompts, candidates, scored, pairs, fates, config, self.number) for i in missing
+            ],
+            lambda: self.run.crew.tasks,
+        )
+        counts = Counter[str]()
+        for entry in done.entries:
+            counts.update({fate: int(count) for fate, count in entry.stats.items()})
+        num_pairs = sum(entry.rows for entry in pairs.entries())
+        margin = sum(entry.stats["margin_sum"] for entry in pairs.entries())
+        self.figures["fates"] = dict(counts.most_common())
+        self.figures["pairs"] = {"num_pairs": num_pairs, "margin_mean": margin / num_pairs if num_pairs else None}
+        if not num_pairs:
+            raise self._no_pair(counts)
+        dropped = "  ".join(f"{fate} {count}" for fate, count in counts.most_common() if fate != "paired")
+        told = f"{sum(counts.values()):,} prompts -> {num_pairs:,} pairs   {duration(done.seconds)}"
+        self._tell("pair", f"{told}   margin {margin / num_pairs:.2f}   dropped: {dropped or 'none'}", done)
+        return pairs
+
+    def _no_pair(self, counts: Mapping[str, int]) -> StageError:
+        scores = self.figures["score"]
+        fates = ", ".join(f"{fate} {count}" for fate, count in counts.items())
+        return StageError(
+            f"round {self.number}: pair",
+            wanted="at least one pair to train on",
+            got=f"none from {sum(counts.values())} prompts: {fates}\n"
+            f"rewards from {scores['min']:.6g} to {scores['max']:.6g}, mean {scores['mean']:.6g}",
+            fix="gap_too_small: lower pair.min_margin; all_truncated: raise sample.max_new_tokens; "
+            "duplicate_answers or tied: raise sample.temperature or sample.num_generations",
+        )
+
+    def _refuse_bad_rewards(self, done: Done) -> None:
+        errors, scored = done.total("errors"), done.total("scored")
+        allowed = self.run.config.score.max_error_share
+        where = f"round {self.number}: score"
+        if errors > allowed * (errors + scored):
+            raise StageError(
+                where,
+                wanted=f"finite rewards for all but {allowed:.1%} of the answers (score.max_error_share)",
+                got=f"{errors:,.0f} of {errors + scored:,.0f} answers without one",
+                fix="look at the reward on its own: NaN, infinity, None, or answers longer than its context",
+            )
+        lowest = [entry.stats["reward_min"] for entry in done.entries if "reward_min" in entry.stats]
+        highest = [entry.stats["reward_max"] for entry in done.entries if "reward_max" in entry.stats]
+        if scored > 1 and min(lowest) == max(highest):
+            raise StageError(
+                where,
+                wanted="rewards that tell answers apart",
+                got=f"{lowest[0]:.6g} for every one of {scored:,.0f} answers",
+                fix="check the reward model (an untrained head gives a constant) or the reward function",
+            )
+        self.figures["score"] = {
+            "min": min(lowest, default=0.0),
+            "max": max(highest, default=0.0),
+            "mean": done.total("reward_sum") / scored if scored else 0.0,
+        }
+
+    # ---- update -----------------------------------------------------------------------------------------------------
+
+    def reference_logps(self, data: StageFolder, references: Sequence[Weights]) -> References:
+        """The log-probs of all paired answers under each reference, from the training group."""
+        run, tables = self.run, []
+        for index, weights in enumerate(references):
+            folder = "reference_logps" if len(references) == 1 else f"reference_logps-{index}"
+            out = StageFolder(self.folder / folder, REFERENCE_LOGPS)
+            job = jobs.ScoreReference(data, out, weights, run.config.reference, self.number)
+            done = self._run_stage(
+                "reference",
+                [out],
+                {"pairs": data.digest(), "weights": weights.sha256, "dtype": run.config.policy.dtype},
+                len(data.entries()),
+                lambda _, job=job: [job],  # type: ignore[misc]
+                lambda: _OneByOne(run.crew.trainers),
+            )
+            num_answers = sum(entry.rows for entry in done.entries)
+            origin = "this round's start" if weights.sha256 == self.start.sha256 else f"of round {weights.round}"
+            self._tell("reference", f"{num_answers:,} answers under {origin}   {duration(done.seconds)}", done)
+            tables.append((weights, out))
+        return References(tables)
+
+    def update(self, start: Weights, data: StageFolder, references: References) -> Weights:
+        """Train from `start` on all pairs; the new policy, published in the round's folder."""
+        run, policy = self.run, self.folder / "policy"
+        fingerprint = {
+            "pairs": data.digest(),
+            "start": start.sha256,
+            "references": [weights.sha256 for weights, _ in references.tables],
+            "update": run.config.update.identity(),
+            "dtype": run.config.policy.dtype,
+            "seed": run.config.run.seed,
+        }
+        watch = Stopwatch()
+        manifest = found_model(policy, fingerprint)
+        if manifest is None:
+            job = jobs.UpdatePolicy(
+                start, data, references.tables, self.folder, fingerprint, self.number, run.config.run.seed
+            )
+            with run.console.bar("update", total=None) as bar:
+                run.crew.trainers.run(job, on_report=lambda step: bar.at(step["step"], step["steps"]))
+            manifest = found_model(policy, fingerprint)
+            assert manifest is not None, "the training group published no policy"
+            self._tell_update(manifest["update"], watch.seconds)
+        self.figures["update"] = manifest["update"]
+        master = self.folder / "master"
+        return Weights(policy, manifest["sha256"], self.number, master if master.exists() else None)
+
+    # ---- evaluate ---------------------------------------------------------------------------------------------------
+
+    def evaluate(self, policy: Weights) -> dict[str, Any]:
+        """The figures of a policy on the held-out prompts; empty where the config evaluates nothing."""
+        run = self.run
+        if run.evaluation is None:
+            return {}
+        watch, folder = Stopwatch(), self.folder / "evaluation"
+        draw = Draw(run.config.run.seed, self.number, 0, EVALUATION_STREAM)
+        _, scored = self._sample_and_score(folder, run.evaluation, policy, one_answer(run.config.sample), draw)
+        first = StageFolder(run.folder / "round-0000" / "evaluation" / "scored", SCORED)
+        figures: dict[str, Any] = run.crew.tasks.run(jobs.Evaluate(scored, first))
+        holdout = "   ".join(f"{name} {value:.3f}" for name, value in figures["holdout"].items())
+        told = f"{figures['num_prompts']:,} held-out prompts   {duration(watch.seconds)}   "
+        told += f"reward {figures['reward']:.2f}   win rate {share(figures['win_rate'], 1)}   {holdout}"
+        self._tell("evaluate", told.rstrip())
+        self.figures["evaluate"] = figures
+        return figures
+
+    # ---- what all steps share ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """All that decides this round's result, as far as it is known before it runs."""
+        config = self.run.config
+        return {
+            "start": self.start.sha256,
+            "references": [weights.sha256 for weights in self.references],
+            "pool": self.run.pool.digest(),
+            "evaluation": self.run.evaluation.digest() if self.run.evaluation else None,
+            "rewards": [source.identity() for source in self.run.sources.rewards],
+            "seed": config.run.seed,
+            "dtype": config.policy.dtype,
+            "per_round": config.prompts.per_round,
+            "shard_size": config.prompts.shard_size,
+            "sample": config.sample.identity(),
+            "pair": config.pair.identity(),
+            "update": config.update.identity(),
+        }
+
+    def write_report(self, decision: str, reason: str) -> None:
+        """The round's figures, and what was decided on them."""
+        write_json(
+            self.folder / "report.json",
+            {"round": self.number, "decision": decision, "reason": reason} | self.figures,
+        )
+
+    def _folder(self, contract: Contract) -> StageFolder:
+        return StageFolder(self.folder / contract.name, contract)
+
+    def _run_stage(self, name: str, outputs: Any, fingerprint: Any, num_shards: int, make: Any, workers: Any) -> Done:
+        return run_stage(Stage(name, outputs, fingerprint, num_shards, make, workers), self.run.console)
+
+    def _tell(self, stage: str, text: str, done: Done | None = None) -> None:
+        """A line for a stage that did something now."""
+        if done is None or done.made:
+            where = f"round {self.number}/{self.run.config.rounds}" if self.number else "before"
+            self.run.console.line(where, stage, text)
+
+    def _tell_sampled(self, done: Done) -> None:
+        tokens, stop, length = done.total("tokens"), done.total("stop"), done.total("length")
+        rows = sum(entry.rows for entry in done.entries)
+        self.figures["sample"] = {"num_candidates": rows, "num_tokens": tokens, "stop": stop, "length": length}
+        rate = f"{tokens / done.seconds:,.0f} tokens/s" if done.made == len(done.entries) else "continued"
+        told = f"{done.total('prompts'):,.0f} prompts -> {rows:,} candidates   {duration(done.seconds)}   {rate}"
+        self._tell("sample", f"{told}   stop {share(stop, rows)}   length {share(length, rows)}", done)
+
+    def _tell_scored(self, done: Done) -> None:
+        spread = self.figures["score"]
+        told = f"{done.total('scored'):,.0f} candidates   {duration(done.seconds)}   reward {spread['mean']:.2f}"
+        self._tell("score", f"{told}   from {spread['min']:.2f} to {spread['max']:.2f}", done)
+
+    def _tell_update(self, summary: Mapping[str, Any], seconds: float) -> None:
+        first, last = summary["first"], summary["last"]
+        told = f"{summary['num_pairs']:,} pairs, {summary['num_steps']} steps   {duration(seconds)}   "
+        told += f"loss {first['loss']:.3f} -> {last['loss']:.3f}   "
+        told += f"accuracy {first['rewards/accuracies']:.2f} -> {last['rewards/accuracies']:.2f}   "
+        told += f"rejected above reference {share(last['rejected_active'], 1)}"
+        self._tell("update", told)
+
+
+class _OneByOne:
+    """The training group in the place of a mapper: jobs one after another, each on all ranks."""
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+
+    def map(self, todo: Sequence[Any]) -> list[Any]:
+        return [self._group.run(job, on_report=lambda _: None) for job in todo]
+
+
+def one_answer(config: SampleConfig) -> SampleConfig:
+    """How evaluations sample: one answer a prompt from the policy itself, at temperature 1 and without truncation."""
+    plain = {"num_generations": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    return config.model_copy(update=plain)

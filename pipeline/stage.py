@@ -1,0 +1,70 @@
+"""One way to run a stage: skip what is published, do what is missing, close the manifest, keep the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline.artifacts import Entry, StageFolder
+from pipeline.console import Console, Stopwatch
+
+
+class Mapper(Protocol):
+    """What runs jobs: a pool of actors or stateless tasks."""
+
+    def map(self, jobs: Sequence[Callable[[Any], Any]]) -> Iterable[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage over shards.
+
+    Attributes:
+        name: in the progress bar.
+        outputs: the folders it fills; the jobs return entries of the last one.
+        fingerprint: what decides its result.
+        num_shards: how many parts each output has.
+        jobs: from missing shards to jobs.
+        workers: starts, or gives, whoever runs them; not called when nothing is missing.
+    """
+
+    name: str
+    outputs: Sequence[StageFolder]
+    fingerprint: Mapping[str, Any]
+    num_shards: int
+    jobs: Callable[[list[int]], Sequence[Callable[[Any], Any]]]
+    workers: Callable[[], Mapper]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A finished stage: the entries of its last output, the seconds that it took now, and whether it did anything."""
+
+    entries: list[Entry]
+    seconds: float
+    made: int
+
+    def total(self, stat: str) -> float:
+        """A figure summed over the shards."""
+        return sum(entry.stats.get(stat, 0) for entry in self.entries)
+
+
+def run_stage(stage: Stage, console: Console) -> Done:
+    """Make every missing shard of a stage and close its manifests.
+
+    Raises:
+        FingerprintError: if a folder holds a result made from something else.
+    """
+    for output in stage.outputs:
+        output.begin(stage.fingerprint)
+    watch = Stopwatch()
+    missing = sorted({shard for output in stage.outputs for shard in output.missing(stage.num_shards)})
+    if missing:
+        with console.bar(stage.name, total=len(missing)) as bar:
+            for _ in stage.workers().map(stage.jobs(missing)):
+                bar.advance(1)
+    for output in stage.outputs:
+        if not output.is_closed():
+            output.close(stage.num_shards)
+    return Done(stage.outputs[-1].entries(), watch.seconds, len(missing))

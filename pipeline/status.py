@@ -1,0 +1,45 @@
+"""How far a run is, read from its folder alone: no Ray, no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from pipeline.artifacts import MANIFEST
+from pipeline.console import Console
+from pipeline.report import result_table, round_reports
+from stages.errors import InputError
+
+_STAGES = ("prompts", "candidates", "scored", "pairs", "reference_logps", "policy", "evaluation/scored")
+
+
+def show_status(folder: Path) -> None:
+    """Print which stages of which rounds are done, and the rounds' figures.
+
+    Raises:
+        InputError: if the folder holds no run.
+    """
+    rounds = sorted(folder.glob("round-*"))
+    if not rounds:
+        raise InputError(
+            str(folder), wanted="the folder of a run", got="no round in it", fix="runs lie in runs/NAME by default"
+        )
+    console, table = Console(), Table(box=None, pad_edge=False, padding=(0, 2))
+    table.add_column("")
+    for stage in _STAGES:
+        table.add_column(stage.replace("evaluation/scored", "evaluation"))
+    for path in rounds:
+        number = int(path.name.rpartition("-")[2])
+        table.add_row(f"round {number}" if number else "before", *[_state(path / stage) for stage in _STAGES])
+    console.table(table)
+    if reports := round_reports(folder):
+        console.text()
+        console.table(result_table(reports))
+
+
+def _state(stage: Path) -> str:
+    if (stage / MANIFEST).exists():
+        return "done"
+    published = len(list((stage / "_shards").glob("part-*.json")))
+    return f"{published} shards" if published else "-"

@@ -1,0 +1,82 @@
+"""What a stage asks of the engine, reward or trainer it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from stages.sample.config import SampleConfig
+from stages.vocab import FinishReason, RewardRole
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One policy's weights.
+
+    Attributes:
+        path: a Hugging Face folder in safetensors, in the policy's dtype.
+        sha256: see `stages.weights.weights_sha256`.
+        round: the round that made them; 0 for the first policy.
+        master: the same weights in float32, where the policy's dtype is another.
+    """
+
+    path: Path
+    sha256: str
+    round: int
+    master: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sampled answer; `logps` has one entry a token, in nats, at temperature 1."""
+
+    text: str
+    token_ids: list[int]
+    logps: list[float]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One prompt to answer; sample i of it uses ``seed + i``."""
+
+    prompt_token_ids: list[int]
+    seed: int
+
+
+class Sampler(Protocol):
+    """An engine that holds one policy at a time."""
+
+    def load(self, weights: Weights) -> None:
+        """Hold these weights from now on."""
+        ...
+
+    def generate(self, requests: Sequence[SampleRequest], config: SampleConfig) -> list[list[Answer | None]]:
+        """``num_generations`` answers a request, in order; None where the engine gave none."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """The most tokens a prompt and its answer may have together."""
+        ...
+
+
+class Reward(Protocol):
+    """Something that gives every answer a number, or None where it cannot."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def role(self) -> RewardRole: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[object]]
+    ) -> list[float | None]:
+        """One reward an answer; `columns` holds ``answer`` and the prompts' extra columns."""
+        ...

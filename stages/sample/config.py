@@ -1,0 +1,24 @@
+"""The sampling stage's settings, under ``sample`` in a config."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from stages.settings import Settings, where
+
+
+class SampleConfig(Settings):
+    """How answers are sampled; the names are vLLM's."""
+
+    num_generations: int = Field(8, ge=1, le=4096, description="answers a prompt")
+    temperature: float = Field(1.0, ge=0, description="0 is greedy: then all answers to a prompt are equal")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0: all tokens")
+    min_p: float = Field(0.0, ge=0, le=1)
+    stop: tuple[str, ...] = Field((), description="texts that end an answer, besides the EOS")
+    max_new_tokens: int = Field(256, ge=1, description="tokens an answer has at most, the EOS included")
+    max_model_len: int | None = Field(None, ge=2, description="tokens of prompt and answer; null: the model's context")
+    engines: int = where(1, ge=1, description="vLLM engines that share the shards")
+    tensor_parallel_size: int = where(1, ge=1, description="GPUs an engine spans")
+    gpu_memory_utilization: float = where(0.85, gt=0, le=1, description="share of a GPU that an engine takes")
+    kv_cache_gib: int = where(1, ge=1, description="GiB of KV cache on a machine without a GPU")

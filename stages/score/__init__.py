@@ -1,0 +1,1 @@
+"""Scoring and pairing: candidates in, rewards and then chosen/rejected pairs out, every prompt with one fate."""

@@ -1,0 +1,51 @@
+"""The settings of scoring (``score``) and pairing (``pair``)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stages.settings import Settings, where
+from stages.vocab import RewardRole
+
+
+class _Reward(Settings):
+    name: str | None = Field(None, description="in tables and reports; null: from the path or the function")
+    weight: float = Field(1.0, description="of this reward in the sum that makes pairs")
+    role: RewardRole = Field("main", description="holdout: reported, never trained on")
+
+
+class ModelReward(_Reward):
+    """A Hugging Face sequence classifier with one score."""
+
+    type: Literal["model"]
+    path: str = Field(description="a folder, a hub name, or embedded:reverse-judge")
+    pad_token: str | None = Field(None, description="where the tokenizer names none")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_tokens: int = where(8192, ge=1, description="padded tokens a forward pass, at most")
+
+
+class FunctionReward(_Reward):
+    """A Python function of TRL's shape: ``f(prompts, completions, **columns) -> list[float]``."""
+
+    type: Literal["function"]
+    target: str = Field(pattern=r"^[\w.]+:\w+$", description="module:function")
+
+
+RewardConfig = Annotated[ModelReward | FunctionReward, Field(discriminator="type")]
+
+
+class ScoreConfig(Settings):
+    """Which rewards an answer gets."""
+
+    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    max_error_share: float = Field(0.01, ge=0, le=1, description="more answers without a finite reward stop the run")
+
+
+class PairConfig(Settings):
+    """How scored answers become pairs."""
+
+    strategy: Literal["best_worst"] = Field("best_worst", description="highest against lowest reward")
+    min_margin: float = Field(0.0, ge=0, description="in units of the reward; a smaller gap makes no pair")
+    truncated: Literal["drop", "keep"] = Field("drop", description="answers that ended at max_new_tokens")

@@ -1,0 +1,80 @@
+"""Rewards that are Python functions of TRL's shape: ``f(prompts, completions, **columns) -> list[float]``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stages.errors import InputError, StageError
+from stages.vocab import RewardRole
+
+RewardFunction = Callable[..., Sequence[float | None]]
+
+
+def exact_match(
+    prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str | None], **columns: Any
+) -> list[float | None]:
+    """1.0 where the completion is the prompt's ``answer``, outer space aside, else 0.0; None without an answer."""
+    return [
+        None if truth is None else float(completion.strip() == truth.strip())
+        for completion, truth in zip(completions, answer, strict=True)
+    ]
+
+
+def find_function(target: str) -> RewardFunction:
+    """The function behind ``module:function``.
+
+    Raises:
+        InputError: if there is no such module, or no such function in it.
+    """
+    module_name, _, name = target.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"score.rewards target {target}",
+            wanted="module:function that can be imported",
+            got=f"{type(error).__name__}: {error}",
+            fix="check the spelling, and that the module lies on Python's path",
+        ) from error
+    if not callable(function):
+        raise InputError(
+            f"score.rewards target {target}",
+            wanted="a function",
+            got=type(function).__name__,
+            fix="name a function f(prompts, completions, **columns) -> list[float]",
+        )
+    return function
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionScorer:
+    """`stages.protocols.Reward` around a function; checks that it returns one number an answer."""
+
+    name: str
+    role: RewardRole
+    weight: float
+    target: str
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[object]]
+    ) -> list[float | None]:
+        function = find_function(self.target)
+        try:
+            values = list(function(prompts=list(prompts), completions=list(completions), **columns))
+            rewards = [None if value is None else float(value) for value in values]
+        except Exception as error:  # a user's function may raise anything
+            raise self._refuse("a list of numbers", f"{type(error).__name__}: {error}") from error
+        if len(rewards) != len(completions):
+            raise self._refuse(f"{len(completions)} rewards for {len(completions)} answers", f"{len(rewards)} rewards")
+        return rewards
+
+    def _refuse(self, wanted: str, got: str) -> StageError:
+        return StageError(
+            f"score: reward {self.name} ({self.target})",
+            wanted=wanted,
+            got=got,
+            fix="return one float, or None, for each completion, in order",
+        )

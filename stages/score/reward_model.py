@@ -1,0 +1,119 @@
+"""A sequence classifier as a reward: text of prompt and answer through its own tokenizer, one score out.
+
+Answers are batched by length, and a score does not depend on the batch it was in: padding stands on the right behind
+an attention mask, and the score is read at the last real token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.errors import InputError
+from stages.score.config import ModelReward
+from stages.tokenizers import load_tokenizer
+from stages.vocab import RewardRole
+
+
+class RewardModel:
+    """`stages.protocols.Reward` on a Hugging Face sequence classifier with one score.
+
+    Args:
+        config: the reward's settings.
+        folder: where the model lies.
+        key: its config key, for errors.
+        num_threads: CPU threads for this process where there is no GPU.
+        use_gpu: whether this process has a GPU.
+
+    Raises:
+        InputError: if model or tokenizer cannot be used.
+    """
+
+    def __init__(
+        self, config: ModelReward, *, name: str, folder: Path, key: str, num_threads: int, use_gpu: bool
+    ) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        self.name, self.role, self.weight = name, config.role, config.weight
+        self._batch_tokens = config.batch_tokens
+        self._device = torch.device("cuda" if use_gpu else "cpu")
+        if not use_gpu:
+            torch.set_num_threads(num_threads)
+        self._tokenizer = load_tokenizer(folder, pad_token=config.pad_token, key=key)
+        self._tokenizer.padding_side = "right"
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=getattr(torch, config.dtype), local_files_only=True, use_safetensors=True
+            )
+        except Exception as error:  # transformers raises nearly anything for a broken folder
+            raise InputError(
+                f"{key} {folder}",
+                wanted="a sequence classifier that transformers can load",
+                got=f"{type(error).__name__}: {error}",
+                fix="check the folder with AutoModelForSequenceClassification.from_pretrained",
+            ) from error
+        model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
+        self._model: Any = model.to(self._device).eval()
+        self._context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+
+    name: str
+    role: RewardRole
+    weight: float
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[object]]
+    ) -> list[float | None]:
+        """One score an answer; None for one that is longer than the reward model's context."""
+        import torch
+
+        texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        ids = self._tokenizer(texts).input_ids if texts else []
+        scores: list[float | None] = [None] * len(ids)
+        for rows in self._batches(ids):
+            batch = self._tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
+            with torch.inference_mode():
+                logits_B1 = self._model(
+                    input_ids=batch["input_ids"].to(self._device),
+                    attention_mask=batch["attention_mask"].to(self._device),
+                ).logits
+            for row, score in zip(rows, logits_B1.squeeze(-1).float().tolist(), strict=True):
+                scores[row] = score
+        return scores
+
+    def _batches(self, ids: list[list[int]]) -> Iterator[list[int]]:
+        """Row numbers by length, at most ``batch_tokens`` with padding a batch; too long ones are left out."""
+        order = sorted((row for row in range(len(ids)) if len(ids[row]) <= self._context), key=lambda r: len(ids[r]))
+        batch: list[int] = []
+        for row in order:
+            if batch and len(ids[row]) * (len(batch) + 1) > self._batch_tokens:
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+
+def check_reward_model(config_json: Mapping[str, Any], *, where: str) -> None:
+    """Refuse, from its ``config.json`` alone, a model that is no sequence classifier with one score.
+
+    Raises:
+        InputError: for another kind of model, or another number of classes.
+    """
+    kinds = config_json.get("architectures") or ["none named"]
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise InputError(
+            where,
+            wanted="a reward model: architectures with ...ForSequenceClassification",
+            got=", ".join(kinds),
+            fix="name a reward model; a causal language model cannot score answers",
+        )
+    num_labels = len(config_json.get("id2label") or {0: "", 1: ""})
+    if num_labels != 1:
+        raise InputError(
+            where,
+            wanted="one score an answer (num_labels 1)",
+            got=f"{num_labels} classes",
+            fix="use a reward model with num_labels=1, or turn the classes into one number in a reward function",
+        )

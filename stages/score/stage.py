@@ -1,0 +1,70 @@
+"""Candidates in, rewards out: every reward on every answer, and the weighted sum that pairing goes by.
+
+Comes in: tables of `PROMPTS` and `CANDIDATES`. Goes out: a table of `SCORED`. A reward that is not finite, or missing,
+leaves the sum null; it never becomes a zero.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from stages.contracts import SCORED
+from stages.protocols import Reward
+
+
+def score(prompts: pa.Table, candidates: pa.Table, rewards: Sequence[Reward], *, round: int) -> pa.Table:
+    """Every candidate's rewards by name, and their weighted sum over role ``main``.
+
+    Returns:
+        A table of `SCORED`, in the candidates' order.
+    """
+    answers = candidates.select(["response_id", "prompt_id", "response"]).to_pylist()
+    by_id = {row["prompt_id"]: row for row in prompts.select(["prompt_id", "prompt", "answer", "extra"]).to_pylist()}
+    asked = [by_id[answer["prompt_id"]] for answer in answers]
+    columns = _columns(asked)
+    values = [
+        reward([row["prompt"] for row in asked], [answer["response"] for answer in answers], columns)
+        for reward in rewards
+    ]
+    rows = []
+    for index, answer in enumerate(answers):
+        mine = [_finite(column[index]) for column in values]
+        rows.append(
+            {
+                "response_id": answer["response_id"],
+                "prompt_id": answer["prompt_id"],
+                "round": round,
+                "reward": _weighted_sum(mine, rewards),
+                "rewards": [
+                    {"name": reward.name, "value": value, "role": reward.role}
+                    for reward, value in zip(rewards, mine, strict=True)
+                ],
+            }
+        )
+    return SCORED.table(rows)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _weighted_sum(values: Sequence[float | None], rewards: Sequence[Reward]) -> float | None:
+    total = 0.0
+    for value, reward in zip(values, rewards, strict=True):
+        if reward.role == "main":
+            if value is None:
+                return None
+            total += reward.weight * value
+    return total
+
+
+def _columns(asked: Sequence[dict[str, str | None]]) -> dict[str, list[object]]:
+    """``answer`` and each extra column, one value an answer (None where the prompt has no such column)."""
+    extras = [json.loads(row["extra"] or "{}") for row in asked]
+    names = sorted({name for extra in extras for name in extra} - {"answer", "prompts", "completions"})
+    columns: dict[str, list[object]] = {"answer": [row["answer"] for row in asked]}
+    return columns | {name: [extra.get(name) for extra in extras] for name in names}

@@ -1,0 +1,98 @@
+"""A policy as a Hugging Face folder: loading it to train, and writing it with its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.errors import InputError
+from stages.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+# What belongs to a policy besides weights and config; copied as it is, so that no token changes its meaning.
+_CARRIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "generation_config.json",
+)
+
+
+def load_policy(folder: Path, *, dtype: str) -> Any:
+    """A causal language model in `dtype`, with every dropout at 0.
+
+    Raises:
+        InputError: if transformers cannot load it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+        )
+    except Exception as error:  # transformers raises nearly anything for a broken folder
+        raise InputError(
+            f"policy {folder}",
+            wanted="a causal language model that transformers can load",
+            got=f"{type(error).__name__}: {error}",
+            fix="check the folder with AutoModelForCausalLM.from_pretrained",
+        ) from error
+    disable_dropout(model)
+    return model
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout to 0, so that policy and reference agree on equal weights."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def save_policy(model: Any, folder: Path, state: Mapping[str, torch.Tensor], *, dtype: str) -> None:
+    """Write `state` as the weights of a model like `model`, in `dtype`, as safetensors.
+
+    Args:
+        state: every parameter once (of tied ones, one).
+    """
+    import torch
+
+    kind = getattr(torch, dtype)
+    weights = {name: (t.to(kind) if t.is_floating_point() else t).contiguous() for name, t in state.items()}
+    model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+    config_file = folder / "config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config_file.write_text(json.dumps(config | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder's safetensors, by name."""
+    from safetensors.torch import load_file
+
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(file)
+    return weights
+
+
+def copy_tokenizer(source: Path, target: Path, *, pad_token: str | None) -> None:
+    """Carry the tokenizer and generation config over, byte for byte unless a pad token was asked for."""
+    for pattern in _CARRIED:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, target / file.name)
+    if pad_token is not None:
+        load_tokenizer(source, pad_token=pad_token, key="policy.path").save_pretrained(target)

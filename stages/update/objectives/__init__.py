@@ -1,0 +1,1 @@
+"""The objectives: one pure function and one parameter class a file; `registry` lists them."""

@@ -1,0 +1,32 @@
+"""DPO, with optional label smoothing."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from stages.settings import Settings
+from stages.update.objectives.base import Objective, Pairs, Term
+
+
+class DPOParams(Settings):
+    """DPO's parameters."""
+
+    beta: float = Field(0.1, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs taken to be labelled the wrong way")
+
+
+def dpo(batch: Pairs, params: DPOParams) -> list[Term]:
+    """DPO loss a pair, shape [B]  (arXiv:2305.18290, equation 7).
+
+    -(1 - e) * log sigmoid(h) - e * log sigmoid(-h),   h = beta * (r_w - r_l)
+    """
+    import torch
+    from torch.nn.functional import logsigmoid
+
+    r_w, r_l = batch.log_ratios()
+    h_B = params.beta * (r_w - r_l)
+    loss_B = -(1 - params.label_smoothing) * logsigmoid(h_B) - params.label_smoothing * logsigmoid(-h_B)
+    return [Term(loss_B, torch.ones_like(loss_B), "pairs")]
+
+
+OBJECTIVE = Objective("dpo", dpo, DPOParams)

@@ -1,0 +1,53 @@
+"""MinorDPO: DPO that stops pushing a rejected answer once it is no likelier than under the reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from stages.settings import Settings
+from stages.update.objectives.base import Objective, Pairs, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class MinorDPOParams(Settings):
+    """MinorDPO's parameters."""
+
+    beta: float = Field(0.1, gt=0)
+    gate_floor: float = Field(0.0, ge=0, description="nats a sequence; a log-ratio up to this counts as rounding noise")
+
+
+def gate(log_ratio_B: Tensor, floor: float) -> Tensor:
+    """``r if r > floor else 0``, shape [B]; its slope is 1 above the floor and 0 up to it.
+
+    Written out, because the slopes of clamp, relu and maximum at their bound differ, and clamp's between torch
+    releases. At r = 0, where every pair stands in a round's first step, the gate is closed.
+    """
+    import torch
+
+    return torch.where(log_ratio_B > floor, log_ratio_B, torch.zeros_like(log_ratio_B))
+
+
+def minor_dpo(batch: Pairs, params: MinorDPOParams) -> list[Term]:
+    """MinorDPO loss a pair, shape [B]  (arXiv:2408.09834).
+
+        -log sigmoid(beta * [r_w - gate(r_l)]),   r(y) = log policy(y) - log reference(y), in nats, summed
+
+    Where r_l > floor it is DPO, loss and gradient. Elsewhere the rejected answer gets no gradient at all.
+
+    Raises:
+        AssertionError: if a log-prob is not finite (the gate would read NaN as "closed").
+    """
+    import torch
+    from torch.nn.functional import logsigmoid
+
+    r_w, r_l = batch.log_ratios()
+    assert torch.isfinite(r_w).all() and torch.isfinite(r_l).all(), "log-ratios must be finite"
+    loss_B = -logsigmoid(params.beta * (r_w - gate(r_l, params.gate_floor)))
+    return [Term(loss_B, torch.ones_like(loss_B), "pairs")]
+
+
+OBJECTIVE = Objective("minor_dpo", minor_dpo, MinorDPOParams, gated=True)
