@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
-from cluster.errors import NotEnough, WorkerLost, last_words
+from cluster.errors import WorkerLost, last_words
 from cluster.session import Resources, redirect_output
 
 Job = Callable[[Any], Any]
@@ -123,22 +123,3 @@ def _result(ref: Any, log: Path) -> Any:
     except (RayActorError, WorkerCrashedError) as error:
         reason = str(error).splitlines()[0] or last_words(log)
         raise WorkerLost(log.stem, log, reason) from error
-
-
-def refuse_unless_it_fits(wanted: Sequence[tuple[int, Resources]]) -> None:
-    """Refuse workers that the cluster can never hold, instead of waiting for them.
-
-    Args:
-        wanted: how many workers, and what each asks for.
-
-    Raises:
-        NotEnough: with both sums.
-    """
-    have = ray.cluster_resources()
-    cpus = sum(count * each.cpus for count, each in wanted)
-    gpus = sum(count * each.gpus for count, each in wanted)
-    if cpus > have.get("CPU", 0) + 1e-6 or gpus > have.get("GPU", 0) + 1e-6:
-        raise NotEnough(
-            f"{cpus:g} cores and {gpus:g} GPUs",
-            f"{have.get('CPU', 0):g} cores and {have.get('GPU', 0):g} GPUs",
-        )

@@ -1,19 +1,22 @@
 """Ray, started for one run and stopped with it; engine noise goes to files.
 
-A local cluster listens on 127.0.0.1 only and has no dashboard.
+A local cluster has no dashboard, and answers nobody without this session's token (Ray's ports listen on every
+interface, whatever its node address says).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config import ClusterConfig
+from cluster.errors import NotEnough
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,30 +40,60 @@ class Resources:
     gpus: float
 
 
+def set_environment(config: ClusterConfig) -> None:
+    """What Ray reads from the environment when it is first imported: call this before that.
+
+    A local cluster gets a token of its own, without which it answers nobody.
+    """
+    assert "ray" not in sys.modules, "Ray reads its environment when it is imported"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    if config.address == "local":
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 @contextmanager
 def session(config: ClusterConfig, *, log_dir: Path) -> Iterator[Devices]:
     """A connection to Ray for the length of the block; a local Ray is started and stopped with it."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    os.environ["RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS"] = "0"
     import ray
 
     local = config.address == "local"
-    options = {"num_cpus": usable_cpus(), "num_gpus": config.devices, "_node_ip_address": "127.0.0.1"} if local else {}
+    options = {"num_cpus": usable_cpus(), "num_gpus": config.devices, "include_dashboard": False} if local else {}
+    log_dir.mkdir(parents=True, exist_ok=True)
     ray.init(
         address=config.address,
-        include_dashboard=False if local else None,
         log_to_driver=False,
         logging_level=logging.ERROR,
         runtime_env={"env_vars": _worker_environment()},
         **options,
     )
-    log_dir.mkdir(parents=True, exist_ok=True)
     try:
         have = ray.cluster_resources()
         yield Devices(cpus=int(have.get("CPU", 0)), gpus=int(have.get("GPU", 0)))
     finally:
         ray.shutdown()
+
+
+def refuse_unless_it_fits(wanted: Sequence[tuple[int, Resources]]) -> None:
+    """Refuse workers that the cluster can never hold, instead of waiting for them.
+
+    Args:
+        wanted: how many workers, and what each asks for.
+
+    Raises:
+        NotEnough: with both sums.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    cpus = sum(count * each.cpus for count, each in wanted)
+    gpus = sum(count * each.gpus for count, each in wanted)
+    if cpus > have.get("CPU", 0) + 1e-6 or gpus > have.get("GPU", 0) + 1e-6:
+        raise NotEnough(
+            f"{cpus:g} cores and {gpus:g} GPUs",
+            f"{have.get('CPU', 0):g} cores and {have.get('GPU', 0):g} GPUs",
+        )
 
 
 def usable_cpus() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,9 @@ def _answer_for(work: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         _leave("interrupted; the same command carries on where this one stopped", 130)
     except Exception as error:  # the last line before the user
-        crash = Path("prefloop-crash.log").absolute()
-        crash.write_text(traceback.format_exc(), encoding="utf-8")
-        _leave(f"a mistake in prefloop: {type(error).__name__}: {error}\n  the traceback is in {crash}", 70)
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+        first_line = (str(error).splitlines() or [""])[0]
+        _leave(f"a mistake in prefloop: {type(error).__name__}: {first_line}{notes}", 70)
 
 
 def _leave(message: str, status: int) -> None:

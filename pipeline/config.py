@@ -131,8 +131,8 @@ class Config(Settings):
         return self
 
     def folder(self) -> Path:
-        """The run's folder."""
-        return self.run.dir / self.run.name
+        """The run's folder, as an absolute path."""
+        return (self.run.dir / self.run.name).absolute()
 
 
 def reward_names(score: ScoreConfig) -> list[str]:

@@ -123,7 +123,7 @@ class Crew:
             size=config.update.workers,
             resources=layout.trainer,
             refusals=(PrefloopError, AssertionError),
-            storage=(self._folder / "ray_train").resolve(),
+            storage=self._folder / "ray_train",
             log_dir=self._log_dir,
             max_restarts=config.cluster.max_worker_restarts,
         )

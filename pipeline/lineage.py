@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,25 +43,43 @@ class Lineage:
             return cls(file)
         records = []
         for found in read_json(file)["rounds"]:
-            found["start"], found["result"] = _weights(found["start"]), _weights(found["result"])
-            found["references"] = [_weights(reference) for reference in found["references"]]
-            records.append(RoundRecord(**found))
+            start, result = _weights(found["start"], file.parent), _weights(found["result"], file.parent)
+            references = [_weights(reference, file.parent) for reference in found["references"]]
+            records.append(RoundRecord(**found | {"start": start, "result": result, "references": references}))
         return cls(file, records)
 
     def settle(self, record: RoundRecord) -> None:
         """Add a round."""
         self.rounds.append(record)
-        write_json(self.file, {"rounds": [_plain(asdict(found)) for found in self.rounds]})
+        write_json(self.file, {"rounds": [self._plain(found) for found in self.rounds]})
+
+    def _plain(self, record: RoundRecord) -> dict[str, Any]:
+        folder = self.file.parent
+        return {
+            "round": record.round,
+            "start": describe(record.start, folder),
+            "references": [describe(weights, folder) for weights in record.references],
+            "result": describe(record.result, folder),
+            "decision": record.decision,
+            "reason": record.reason,
+            "fingerprint": record.fingerprint,
+        }
 
 
-def _weights(found: Mapping[str, Any]) -> Weights:
-    master = found["master"]
-    return Weights(Path(found["path"]), found["sha256"], found["round"], Path(master) if master else None)
+def describe(weights: Weights, run_folder: Path) -> dict[str, Any]:
+    """Weights as plain JSON; paths inside the run's folder are relative to it, so that the folder may move."""
+    return {
+        "path": _relative(weights.path, run_folder),
+        "sha256": weights.sha256,
+        "round": weights.round,
+        "master": _relative(weights.master, run_folder) if weights.master else None,
+    }
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return str(value) if isinstance(value, Path) else value
+def _relative(path: Path, run_folder: Path) -> str:
+    return str(path.relative_to(run_folder) if path.is_relative_to(run_folder) else path)
+
+
+def _weights(found: Mapping[str, Any], run_folder: Path) -> Weights:
+    master = run_folder / found["master"] if found["master"] else None
+    return Weights(run_folder / found["path"], found["sha256"], found["round"], master)

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.mapper import refuse_unless_it_fits
-from cluster.session import Devices, Resources
+from cluster.session import Devices, Resources, refuse_unless_it_fits
 from pipeline import embedded, models
 from pipeline.config import Config, EvaluateConfig, reward_names
 from pipeline.prompts import source_sha256

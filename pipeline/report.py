@@ -43,7 +43,7 @@ def result_table(rounds: list[dict[str, Any]]) -> Table:
             f"after round {report['round']}" if report["round"] else "before",
             f"{figures['reward']:.2f} ± {figures['reward_se']:.2f}" if figures else "-",
             share(figures["win_rate"], 1) if figures else "-",
-            *[share(figures["holdout"][name], 1) if figures else "-" for name in holdout],
+            *[f"{figures['holdout'][name]:.3f}" if figures else "-" for name in holdout],
             f"{report['pairs']['num_pairs']:,}" if "pairs" in report else "",
             f"{update['last']['loss']:.3f}" if update else "",
         )

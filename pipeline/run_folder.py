@@ -1,0 +1,49 @@
+"""The run's folder before anything runs in it: held by one process, a place for logs, the config as understood."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from pipeline.artifacts import write_text
+from pipeline.config import Config
+from stages.errors import StageError
+
+
+def write_config(config: Config) -> None:
+    """Keep the config, as it was understood, in the run's folder."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text(config.folder() / "config.yaml", text)
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Hold the folder for one process.
+
+    Raises:
+        StageError: if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StageError(
+                str(folder),
+                wanted="a run folder that nobody else is working in",
+                got="another prefloop run holds it",
+                fix="wait for it to end, or give this run another name: --set run.name=…",
+            ) from None
+        yield
+
+
+def next_log_dir(folder: Path) -> Path:
+    """``logs/attempt-K`` for the next K."""
+    taken = [int(path.name.rpartition("-")[2]) for path in (folder / "logs").glob("attempt-*")]
+    log_dir = folder / "logs" / f"attempt-{max(taken, default=0) + 1}"
+    log_dir.mkdir(parents=True)
+    return log_dir
