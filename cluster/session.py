@@ -54,8 +54,13 @@ def set_environment(config: ClusterConfig) -> None:
 
 
 @contextmanager
-def session(config: ClusterConfig, *, log_dir: Path) -> Iterator[Devices]:
-    """A connection to Ray for the length of the block; a local Ray is started and stopped with it."""
+def session(config: ClusterConfig, *, log_dir: Path, search_path: Sequence[Path]) -> Iterator[Devices]:
+    """A connection to Ray for the length of the block; a local Ray is started and stopped with it.
+
+    Args:
+        log_dir: made if need be.
+        search_path: folders in which workers look for modules, before all others.
+    """
     import ray
 
     local = config.address == "local"
@@ -65,7 +70,7 @@ def session(config: ClusterConfig, *, log_dir: Path) -> Iterator[Devices]:
         address=config.address,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": _worker_environment()},
+        runtime_env={"env_vars": _worker_environment(search_path)},
         **options,
     )
     try:
@@ -112,8 +117,10 @@ def redirect_output(log: Path) -> None:
     os.close(descriptor)
 
 
-def _worker_environment() -> dict[str, str]:
+def _worker_environment(search_path: Sequence[Path]) -> dict[str, str]:
+    inherited = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     return {
+        "PYTHONPATH": os.pathsep.join([*map(str, search_path), *inherited]),
         "HF_HUB_OFFLINE": "1",  # workers read folders that the driver resolved; none asks a hub
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 _PREFIX_CHARS = 22
+_FILE_WIDTH = 140  # where output goes to a file
 
 
 class Bar:
@@ -34,6 +35,8 @@ class Console:
 
     def __init__(self) -> None:
         self._rich = RichConsole(highlight=False, soft_wrap=True)
+        if not self._rich.is_terminal:
+            self._rich.width = _FILE_WIDTH
 
     def line(self, where: str, what: str, text: str) -> None:
         """One finished stage: ``round 2/3  sample   512 prompts -> 4,096 candidates   31 s``."""

@@ -46,11 +46,11 @@ class Recipe:
     num_layers: int = 3
     hidden_size: int = 128
     num_heads: int = 4
-    wrong_share: float = 0.8
-    policy_steps: int = 300
+    wrong_share: float = 0.78
+    policy_steps: int = 350
     policy_batch_size: int = 256
     policy_learning_rate: float = 2e-3
-    judge_steps: int = 650
+    judge_steps: int = 700
     judge_batch_size: int = 128
     judge_learning_rate: float = 4e-4
     seed: int = 0

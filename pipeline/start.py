@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def run(config_file: Path, overrides: Sequence[str]) -> None:
         log_dir = next_log_dir(folder)
         _quiet(log_dir)
         try:
-            _align(config, log_dir, console)
+            _align(config, config_file.absolute().parent, log_dir, console)
         except PrefloopError:
             raise
         except Exception as error:
@@ -47,7 +48,9 @@ def run(config_file: Path, overrides: Sequence[str]) -> None:
     console.text(f"\n{config.rounds} rounds in {duration(watch.seconds)}")
 
 
-def _align(config: Config, log_dir: Path, console: Console) -> None:
+def _align(config: Config, beside: Path, log_dir: Path, console: Console) -> None:
+    """The run itself; modules of reward functions are looked for `beside` the config first."""
+    sys.path.insert(0, str(beside))
     sources = _find(config, console, log_dir)
     set_environment(config.cluster)
     # From here on Ray is imported.
@@ -55,7 +58,7 @@ def _align(config: Config, log_dir: Path, console: Console) -> None:
     from pipeline.driver import align
     from pipeline.run import Run
 
-    with session(config.cluster, log_dir=log_dir) as devices:
+    with session(config.cluster, log_dir=log_dir, search_path=[beside]) as devices:
         crew = Crew(config, sources, lay_out(config, devices), folder=config.folder(), log_dir=log_dir)
         try:
             _announce(config, devices, console)

@@ -28,7 +28,7 @@ def show_status(folder: Path) -> None:
     console, table = Console(), Table(box=None, pad_edge=False, padding=(0, 2))
     table.add_column("")
     for stage in _STAGES:
-        table.add_column(stage.replace("evaluation/scored", "evaluation"))
+        table.add_column(stage.removesuffix("_logps").removesuffix("/scored"), no_wrap=True)
     for path in rounds:
         number = int(path.name.rpartition("-")[2])
         table.add_row(f"round {number}" if number else "before", *[_state(path / stage) for stage in _STAGES])

@@ -1,0 +1,45 @@
+"""Parts that several tests share: tiny models of the embedded kind, made once a session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def make_small(small_cache: Path):
+    """`embedded.make` under the small recipe: a real policy and judge after 30 steps each."""
+    from pipeline import embedded
+
+    def make(name: str) -> Path:
+        before = os.environ.get("PREFLOOP_CACHE")
+        os.environ["PREFLOOP_CACHE"] = str(small_cache)
+        try:
+            return embedded.make(name, recipe=embedded.SMALL)
+        finally:
+            if before is None:
+                del os.environ["PREFLOOP_CACHE"]
+            else:
+                os.environ["PREFLOOP_CACHE"] = before
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def policy_folder(make_small) -> Path:
+    return make_small("reverse")
+
+
+@pytest.fixture(scope="session")
+def judge_folder(make_small) -> Path:
+    return make_small("reverse-judge")

@@ -1,0 +1,40 @@
+"""The layers: who may import whom, and what the light parts do without."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "vllm", "ray", "deepspeed", "transformers")
+
+
+def test_layers_are_kept():
+    result = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports"))], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "from pipeline.cli import main; main(['--help'], standalone_mode=False)",
+        "from pathlib import Path; from pipeline.config import load_config as c; c(Path('configs/quickstart.yaml'))",
+        "import stages.contracts, stages.protocols, stages.errors",
+        "from pathlib import Path; from pipeline.status import show_status",
+    ],
+)
+def test_light_parts_import_no_heavy_library(work):
+    check = f"{work}; import sys; found = [m for m in {HEAVY} if m in sys.modules]; assert not found, found"
+    result = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_package_files_re_export_nothing():
+    for file in ROOT.glob("*/**/__init__.py"):
+        if file.relative_to(ROOT).parts[0] in ("pipeline", "stages", "cluster"):
+            assert "import" not in file.read_text().split('"""')[-1]

@@ -1,0 +1,69 @@
+"""The command line as a user has it: processes, folders, what they print."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+class Prefloop:
+    """Runs ``prefloop`` with runs under one folder."""
+
+    def __init__(self, runs: Path, *defaults: str) -> None:
+        self.runs, self.defaults = runs, defaults
+
+    def run(self, *overrides: str, config: str | Path = "configs/quickstart.yaml") -> Outcome:
+        process = self._start(config, overrides)
+        out, err = process.communicate(timeout=400)
+        return Outcome(process.returncode, out, err)
+
+    def interrupted(self, *overrides: str, when: Callable[[], bool]) -> Outcome:
+        """Started as in a terminal, and sent Ctrl-C (to the whole process group) once `when` holds."""
+        process = self._start("configs/quickstart.yaml", overrides)
+        while process.poll() is None and not when():
+            time.sleep(0.05)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+        return Outcome(process.returncode, out, err)
+
+    def status(self, folder: Path) -> Outcome:
+        done = subprocess.run([*COMMAND, "status", str(folder)], cwd=ROOT, capture_output=True, text=True)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def _start(self, config: str | Path, overrides: tuple[str, ...]) -> subprocess.Popen[str]:
+        sets = [part for o in (f"run.dir={self.runs}", *self.defaults, *overrides) for part in ("--set", o)]
+        return subprocess.Popen(
+            [*COMMAND, "run", str(config), *sets],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+
+COMMAND = [sys.executable, "-m", "pipeline"]
+SMALL = ("rounds=2", "prompts.per_round=128", "prompts.shard_size=64", "evaluate.num_prompts=256")
+
+
+@pytest.fixture(scope="session")
+def prefloop(tmp_path_factory) -> Prefloop:
+    return Prefloop(tmp_path_factory.mktemp("runs"), *SMALL)

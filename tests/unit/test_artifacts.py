@@ -1,0 +1,87 @@
+"""Publishing: what is published stands, what is not counts for nothing, what is damaged is named."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from pipeline.artifacts import StageFolder, close_model, found_model, read_json
+from stages.contracts import FATES
+from stages.errors import ContractError, FingerprintError, StageError
+
+
+def table(fate="tied", rows=2):
+    counts = {"num_candidates": 8, "num_valid": 8, "num_pairs": 0}
+    return FATES.table({"prompt_id": f"p{i}", "round": 1, "fate": fate, "detail": "", **counts} for i in range(rows))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = StageFolder(tmp_path / "fates", FATES)
+    folder.begin({"pair": {"min_margin": 0.5}, "seed": 0})
+    return folder
+
+
+def test_a_published_shard_is_left_alone_by_a_second_publisher(folder):
+    first = folder.publish(0, table("tied"))
+    bytes_before = (folder.path / first.file).read_bytes()
+    assert folder.publish(0, table("paired")) == first
+    assert (folder.path / first.file).read_bytes() == bytes_before
+
+
+def test_two_publishers_at_once_leave_a_file_that_its_entry_vouches_for(folder):
+    threads = [threading.Thread(target=folder.publish, args=(0, table(fate, rows=50))) for fate in ("tied", "paired")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert folder.read(0).num_rows == 50
+    assert len(set(folder.read(0)["fate"].to_pylist())) == 1
+
+
+def test_a_file_without_an_entry_does_not_count(folder):
+    (folder.path / "part-00000.parquet").write_bytes(b"half a file")
+    assert folder.missing(1) == [0]
+    with pytest.raises(StageError, match="missing"):
+        folder.close(1)
+    folder.publish(0, table())
+    folder.close(1)
+    assert folder.is_closed()
+    assert read_json(folder.path / "manifest.json")["rows"] == 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damage_is_found_before_use_and_the_file_is_named(folder, damage):
+    file = folder.path / folder.publish(0, table()).file
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    {"flip": lambda: file.write_bytes(content), "cut": lambda: file.write_bytes(content[:-9]), "remove": file.unlink}[
+        damage
+    ]()
+    with pytest.raises(ContractError) as caught:
+        folder.read(0)
+    assert str(file) in caught.value.where
+
+
+def test_a_table_of_another_contract_is_not_published(folder):
+    with pytest.raises(ContractError):
+        folder.publish(0, table().drop_columns(["detail"]))
+    assert folder.missing(1) == [0]
+
+
+def test_another_fingerprint_is_refused_with_the_differing_fields_only(folder):
+    folder.begin({"pair": {"min_margin": 0.5}, "seed": 0})
+    with pytest.raises(FingerprintError) as caught:
+        folder.begin({"pair": {"min_margin": 0.75}, "seed": 0})
+    assert caught.value.wanted == "pair.min_margin: 0.75"
+    assert caught.value.got == "pair.min_margin: 0.5"
+
+
+def test_a_model_folder_counts_once_its_manifest_is_there(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert found_model(tmp_path, {"seed": 1}) is None
+    close_model(tmp_path, {"seed": 1}, sha256="x")
+    assert found_model(tmp_path, {"seed": 1})["sha256"] == "x"
+    with pytest.raises(FingerprintError):
+        found_model(tmp_path, {"seed": 2})

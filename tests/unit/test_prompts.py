@@ -1,0 +1,121 @@
+"""Prompts in: every form is read, every bad row is named with its place, draws do not repeat."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.prompts import distinct, draw, is_held_out, prompt_rows, read_rows
+from stages.errors import InputError
+from stages.seeds import row_id
+from stages.tokenizers import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(policy_folder):
+    return load_tokenizer(policy_folder, pad_token=None, key="policy.path")
+
+
+ROWS = [{"prompt": "12345>", "answer": "54321", "level": 1}, {"prompt": "00000>", "answer": "00000", "level": 2}]
+
+
+def write(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        from datasets import Dataset
+
+        Dataset.from_list(rows).save_to_disk(path)
+    return path
+
+
+def table_of(path, tokenizer, **columns):
+    return distinct(prompt_rows(read_rows(path, key="prompts.path"), tokenizer, columns=columns, system=None))
+
+
+def test_every_form_of_file_gives_the_same_rows(tmp_path, tokenizer):
+    tables = [table_of(write(tmp_path / name, ROWS), tokenizer)[0] for name in ("a.jsonl", "b.json", "c.parquet", "d")]
+    assert all(table == tables[0] for table in tables)
+    assert tables[0]["answer"].to_pylist() == ["54321", "00000"]
+    assert [json.loads(extra) for extra in tables[0]["extra"].to_pylist()] == [{"level": 1}, {"level": 2}]
+
+
+def test_a_prompt_is_tokenised_as_the_tokenizers_plain_call_does(tmp_path, tokenizer):
+    table, _ = table_of(write(tmp_path / "a.jsonl", ROWS), tokenizer)
+    assert table["prompt_token_ids"].to_pylist()[0] == tokenizer("12345>").input_ids == [1, 5, 6, 7, 8, 9, 14]
+
+
+def test_equal_rows_are_one_and_are_counted(tmp_path, tokenizer):
+    table, merged = table_of(write(tmp_path / "a.jsonl", [*ROWS, ROWS[0], ROWS[0] | {"answer": "0"}]), tokenizer)
+    assert (table.num_rows, merged) == (3, 1)
+
+
+def test_columns_are_found_by_name_or_mapped(tmp_path, tokenizer):
+    named = write(tmp_path / "a.jsonl", [{"question": "12345>", "answer": 5}])
+    mapped = write(tmp_path / "b.jsonl", [{"text": "12345>", "truth": "5"}])
+    a = table_of(named, tokenizer)[0]
+    b = table_of(mapped, tokenizer, prompt="text", answer="truth")[0]
+    assert a["prompt_id"] == b["prompt_id"]
+    assert a["answer"].to_pylist() == ["5"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"prompt": "1>"}\n{"prompt": ', "line 2"),
+        ('{"prompt": "1>"}\n[1]', "line 2"),
+        ('{"prompt": "1>"}\n{"prompt": "  "}', "line 2"),
+        ('{"prompt": "1>"}\n{"prompt": 7}', "line 2"),
+        ('{"prompt": "1>"}\n\n{"prompt": null}', "line 3"),
+        ('{"text": "1>"}', "prompts.columns.prompt"),
+        ('{"prompt": [{"role": "user", "content": "1>"}]}', "chat template"),
+        ('{"prompt": [{"role": "assistant", "content": "1>"}]}', "ends with the user"),
+        ('{"prompt": [{"role": "wizard", "content": "1>"}]}', "wizard"),
+        ('{"prompt": "\xff"}', "line 1"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_place(tmp_path, tokenizer, content, says):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError) as caught:
+        table_of(file, tokenizer)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.json", b"{}"), ("a.json", b"[1, 2]"), ("a.parquet", b"PAR1 no"), ("a.csv", b"prompt\nx\n"), ("a.arrow", b"")],
+)
+def test_a_file_that_cannot_be_read_is_refused(tmp_path, tokenizer, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="prompts.path"):
+        table_of(tmp_path / name, tokenizer)
+
+
+def test_a_mapped_column_that_is_not_there_is_refused(tmp_path, tokenizer):
+    with pytest.raises(InputError, match="'question'"):
+        table_of(write(tmp_path / "a.jsonl", ROWS), tokenizer, prompt="question")
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.data())
+def test_no_prompt_is_drawn_twice_until_all_were(num_prompts, seed, data):
+    per_round = data.draw(st.integers(1, num_prompts))
+    rounds = [draw(num_prompts, round=r, per_round=per_round, seed=seed) for r in range(1, 6)]
+    assert all(len(set(rows)) == len(rows) == per_round for rows in rounds)
+    within_first_lap = [row for rows in rounds[: num_prompts // per_round] for row in rows]
+    assert len(set(within_first_lap)) == len(within_first_lap)
+
+
+def test_holding_out_goes_by_the_id_alone():
+    ids = [row_id("prompt", i) for i in range(4000)]
+    share = sum(is_held_out(prompt_id, 0.1) for prompt_id in ids) / len(ids)
+    assert share == pytest.approx(0.1, abs=0.02)

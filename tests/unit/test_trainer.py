@@ -1,0 +1,201 @@
+"""The trainer against plain torch: the same loss, the same steps, on one rank and on two, under every ZeRO stage."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import on_ranks
+
+from stages.protocols import Weights
+from stages.update.batching import global_batches, token_batch
+from stages.update.config import UpdateConfig
+from stages.update.logps import answer_logps
+from stages.update.model import load_policy, read_weights
+from stages.update.objectives.base import Pairs
+from stages.update.objectives.dpo import DPOParams, dpo
+from stages.update.objectives.minor_dpo import MinorDPOParams, minor_dpo
+from stages.update.rows import PairRow, answers_of
+from stages.update.schedule import learning_rate_at
+
+SEED = 5
+BASE = {"learning_rate": 1e-4, "global_batch_size": 4, "micro_batch_size": 2, "max_grad_norm": 0.5}
+
+
+def some_rows(count: int) -> list[PairRow]:
+    """Pairs of unequal lengths."""
+    rng = random.Random(1)
+
+    def digits(most):
+        return [rng.randint(4, 13) for _ in range(rng.randint(1, most))]
+
+    return [
+        PairRow(f"{i:02d}", f"c{i}", f"r{i}", [1, *digits(5), 14], [*digits(6), 2], [*digits(6), 2])
+        for i in range(count)
+    ]
+
+
+def updated(folder: Path, count: int, options: dict, out: Path | None = None):
+    """One rank's view of an update: metrics by step, and the weights after it."""
+    from stages.update import deepspeed_engine
+    from stages.update.worker import Trainer
+
+    trainer = Trainer(UpdateConfig(**BASE | options), dtype="float32", pad_token=None, num_threads=1)
+    start = Weights(folder, "start", 0)
+    trainer.load(start)
+    rows, steps = some_rows(count), []
+    references = [trainer.logps(answers_of(rows))]
+    trainer.update(rows, references, from_reference=True, seed=SEED, on_step=steps.append)
+    state = deepspeed_engine.float32_state(trainer._engine)
+    if out is not None:
+        trainer.save(out)
+    return {"steps": steps, "state": state, "references": references[0]}
+
+
+def several(folder: Path, cases: list[tuple[int, dict]]):
+    return [updated(folder, count, options) for count, options in cases]
+
+
+def plain(folder: Path, count: int, options: dict) -> dict[str, torch.Tensor]:
+    """The same update in plain torch: one pair at a time, no DeepSpeed, no own reference."""
+    config = UpdateConfig(**BASE | options)
+    policy, reference = load_policy(folder, dtype="float32"), load_policy(folder, dtype="float32")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1.0, weight_decay=config.weight_decay)
+    rows, device = some_rows(count), torch.device("cpu")
+    batches = list(global_batches(count, size=config.global_batch_size, num_epochs=config.num_train_epochs, seed=SEED))
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, len(batches), config)
+        optimizer.zero_grad()
+        for i in batch:
+            row = rows[i]
+            ours, theirs = [
+                torch.cat(
+                    [
+                        answer_logps(model, token_batch([row.prompt_token_ids], [answer]), device)
+                        for answer in (row.chosen_token_ids, row.rejected_token_ids)
+                    ]
+                )
+                for model in (policy, reference)
+            ]
+            theirs = ours.detach() if step == 0 else theirs.detach()
+            ones = torch.ones(1)
+            pairs = Pairs(ours[:1], ours[1:], theirs[None, :1], theirs[None, 1:], ones, ones)
+            terms = (
+                minor_dpo(pairs, MinorDPOParams(beta=config.beta, gate_floor=1e-3))
+                if config.loss_type == "minor_dpo"
+                else dpo(pairs, DPOParams(beta=config.beta))
+            )
+            (terms[0].loss_B.sum() / len(batch)).backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        optimizer.step()
+    return {name: p.detach() for name, p in policy.named_parameters()}
+
+
+def difference(a: dict, b: dict, start: dict) -> float:
+    """The distance of two updates over the length of one."""
+    gap = torch.cat([(a[name] - b[name]).flatten() for name in start]).norm()
+    return float(gap / torch.cat([(b[name] - start[name]).flatten() for name in start]).norm())
+
+
+# 11 pairs in batches of 4: the last batch of 3 is divided by neither ranks nor micro-batches.
+CASES = [
+    (11, {"zero_stage": 1}),
+    (11, {"zero_stage": 2}),
+    (11, {"zero_stage": 3}),
+    (11, {"loss_type": "dpo", "num_train_epochs": 2}),
+    (1, {"micro_batch_size": 1}),
+]
+
+
+@pytest.fixture(scope="module")
+def results(policy_folder):
+    return {world: on_ranks(world, several, policy_folder, CASES) for world in (1, 2)}
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: str(CASES[i]))
+def test_every_layout_takes_plain_torchs_steps(results, policy_folder, world, case):
+    start = read_weights(policy_folder)
+    expected = plain(policy_folder, *CASES[case])
+    for rank in results[world]:
+        assert difference(rank[case]["state"], expected, start) < 2e-3
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_first_loss_is_ln_2_to_the_last_bit_and_later_ones_are_not(results, world):
+    ln2 = float(torch.tensor(2.0).log())
+    for case in results[world][0]:
+        assert case["steps"][0]["loss"] == ln2
+        assert all(step["loss"] != ln2 for step in case["steps"][1:])
+
+
+def test_metrics_are_those_of_the_global_batch_and_carry_trls_names(results):
+    for one, two in zip(results[1][0], results[2][0], strict=True):
+        for a, b in zip(one["steps"], two["steps"], strict=True):
+            assert a.keys() >= {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"}
+            assert a.keys() >= {"logps/chosen", "logps/rejected", "grad_norm", "learning_rate"}
+            for name in a.keys() - {"step_s"}:
+                assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
+
+
+def test_all_pairs_are_trained_on_and_only_rank_0_tells(results):
+    for ranks in results.values():
+        assert [step["num_pairs"] for step in ranks[0][0]["steps"]] == [4, 4, 3]
+        assert all(not case["steps"] for rank in ranks[1:] for case in rank)
+
+
+def test_reference_log_probs_are_the_models_and_complete_on_every_rank(results, policy_folder):
+    model, rows = load_policy(policy_folder, dtype="float32"), answers_of(some_rows(11))
+    with torch.no_grad():
+        alone = {
+            row.response_id: answer_logps(
+                model, token_batch([row.prompt_token_ids], [row.token_ids]), torch.device("cpu")
+            ).item()
+            for row in rows
+        }
+    for ranks in results.values():
+        for rank in ranks:
+            assert rank[0]["references"] == pytest.approx(alone, abs=1e-4)
+
+
+def saved_and_loaded(folder: Path, out: Path, dtype: str):
+    """A policy's weights after an update, as saved, and as a fresh load of what was saved holds them."""
+    from stages.update import deepspeed_engine
+    from stages.update.worker import Trainer
+
+    trainer = Trainer(UpdateConfig(**BASE), dtype=dtype, pad_token=None, num_threads=1)
+    trainer.load(Weights(folder, "start", 0))
+    rows = some_rows(6)
+    summary = trainer.update(rows, [trainer.logps(answers_of(rows))], from_reference=True, seed=SEED)
+    trained = deepspeed_engine.float32_state(trainer._engine)
+    trainer.save(out)
+    master = out / "master"
+    trainer.load(Weights(out / "policy", "saved", 1, master if master.exists() else None))
+    return trained, deepspeed_engine.float32_state(trainer._engine), summary
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_round_goes_on_from_float32_whatever_the_policys_dtype(policy_folder, tmp_path, dtype):
+    for trained, loaded, summary in on_ranks(2, saved_and_loaded, policy_folder, tmp_path, dtype):
+        assert all(torch.equal(trained[name], loaded[name]) for name in trained)
+        assert summary.first["loss"] == float(torch.tensor(2.0).log())
+        assert summary.gate_floor >= 1e-3
+        if dtype == "bfloat16":
+            assert any(not torch.equal(t, t.bfloat16().float()) for t in trained.values())
+    published = read_weights(tmp_path / "policy")
+    assert {str(t.dtype) for t in published.values()} == {f"torch.{dtype}"}
+    assert (tmp_path / "master").exists() == (dtype == "bfloat16")
+
+
+def test_what_is_published_is_a_hugging_face_folder_with_its_tokenizer(policy_folder, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (result,) = on_ranks(1, updated, policy_folder, 5, {}, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert all(torch.equal(p, result["state"][name]) for name, p in model.named_parameters())
+    assert AutoTokenizer.from_pretrained(tmp_path / "policy")("48315>").input_ids == [1, 8, 12, 7, 5, 9, 14]
+    assert model.generation_config.eos_token_id == 2
+    assert not list((tmp_path / "policy").glob("*.bin"))
