@@ -1,6 +1,9 @@
-# make run    install what is missing, then run the quickstart to its end
-# make test   install what is missing, then run the tests (make test-all: the slow tier too)
-# make check  format, lint, types, import rules
+# make run        install what is missing, then run the quickstart to its end
+# make test       install what is missing, then run the tests
+# make test-all   the slow tier too
+# make check      format, lint, types, import rules
+# make format     format, and mend what the linter can
+# make install    install what is missing
 # make clean-env  remove the environment
 
 # PyTorch's public address for its CPU wheels; a wheel found through pip's own settings is taken first.
@@ -14,7 +17,10 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: run test test-all check format install clean-env
+.PHONY: help run test test-all check format install clean-env
+
+help:
+	@grep -E '^# make' Makefile | sed 's/^# //'
 
 run: $(READY)
 	@$(BIN)/prefloop run configs/quickstart.yaml $(ARGS)

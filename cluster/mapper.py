@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.errors import WorkerLost, last_words
 from cluster.session import Resources, redirect_output
@@ -120,6 +120,6 @@ def _result(ref: Any, log: Path) -> Any:
         return ray.get(ref)
     except RayTaskError as error:
         raise error.cause from error
-    except (RayActorError, WorkerCrashedError) as error:
+    except RayError as error:
         reason = str(error).splitlines()[0] or last_words(log)
         raise WorkerLost(log.stem, log, reason) from error

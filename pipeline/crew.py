@@ -84,9 +84,9 @@ class BuildTrainer:
 class Crew:
     """Samplers, scorers, the training group and stateless tasks of one run."""
 
-    def __init__(self, config: Config, sources: Sources, layout: Layout, *, folder: Path, log_dir: Path) -> None:
+    def __init__(self, config: Config, sources: Sources, layout: Layout, *, log_dir: Path) -> None:
         self._config, self._sources, self._layout = config, sources, layout
-        self._folder, self._log_dir = folder, log_dir
+        self._log_dir = log_dir
 
     @cached_property
     def samplers(self) -> Pool:
@@ -123,7 +123,7 @@ class Crew:
             size=config.update.workers,
             resources=layout.trainer,
             refusals=(PrefloopError, AssertionError),
-            storage=self._folder / "ray_train",
+            storage=self._log_dir / "ray_train",
             log_dir=self._log_dir,
             max_restarts=config.cluster.max_worker_restarts,
         )

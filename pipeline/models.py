@@ -93,7 +93,8 @@ def _model_config(folder: Path, key: str) -> dict[str, Any]:
         config = read_json(file)
     except ValueError as error:
         raise InputError(f"{key}: {file}", wanted="JSON", got=str(error), fix="save the model again") from None
-    if not any(folder.glob("*.safetensors")):
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         others = sorted(f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth"))
         raise InputError(
             f"{key}: {folder}",
@@ -101,4 +102,19 @@ def _model_config(folder: Path, key: str) -> dict[str, Any]:
             got=", ".join(others) or "no weights",
             fix="save the model again with save_pretrained (pickled weights are never opened)",
         )
+    for weights in files:
+        _refuse_broken(weights, key)
     return config
+
+
+def _refuse_broken(weights: Path, key: str) -> None:
+    """Refuse a safetensors file whose header does not fit its length (a broken download, a full disk)."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{key}: {weights}", wanted="a whole safetensors file", got=str(error), fix="copy or download it again"
+        ) from None

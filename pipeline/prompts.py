@@ -194,6 +194,10 @@ def prompt_rows(
         value = row[found.prompt or found.messages or ""]
         chat = _conversation(value, system, where) if isinstance(value, list) else None
         text = _rendered(chat, tokenizer, where) if chat is not None else _plain_text(value, where)
+        if chat is None and system is not None:
+            raise InputError(
+                where, wanted="a chat, to put prompts.system before", got="plain text", fix="--set prompts.system=null"
+            )
         answer = row.get(found.answer) if found.answer else None
         extra = {k: v for k, v in row.items() if k not in (found.prompt, found.messages, found.answer)}
         answer_text = None if answer is None else str(answer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,7 +67,7 @@ class Round:
             "seed": config.run.seed,
         }
         self._run_stage(
-            "prompts", [prompts], fingerprint, num_shards, lambda _: [draw_prompts], lambda: self.run.crew.tasks
+            "prompts", [prompts], fingerprint, num_shards, lambda _: [draw_prompts], lambda _: self.run.crew.tasks
         )
 
         draw = Draw(config.run.seed, self.number, self.number, POLICY_STREAM)
@@ -93,7 +93,7 @@ class Round:
             },
             num_shards,
             lambda missing: [jobs.SampleShard(i, prompts, candidates, weights, config, draw) for i in missing],
-            lambda: run.crew.samplers,
+            lambda _: run.crew.samplers,
         )
         if draw.stream == POLICY_STREAM:
             self._tell_sampled(sampled)
@@ -103,7 +103,7 @@ class Round:
             {"candidates": candidates.digest(), "rewards": [source.identity() for source in run.sources.rewards]},
             num_shards,
             lambda missing: [jobs.ScoreShard(i, prompts, candidates, scored, draw.round) for i in missing],
-            lambda: run.crew.scorers,
+            lambda _: run.crew.scorers,
         )
         self._refuse_bad_rewards(rewarded)
         if draw.stream == POLICY_STREAM:
@@ -121,7 +121,7 @@ class Round:
             lambda missing: [
                 jobs.PairShard(i, prompts, candidates, scored, pairs, fates, config, self.number) for i in missing
             ],
-            lambda: self.run.crew.tasks,
+            lambda _: self.run.crew.tasks,
         )
         counts = Counter[str]()
         for entry in done.entries:
@@ -180,6 +180,7 @@ class Round:
     def reference_logps(self, data: StageFolder, references: Sequence[Weights]) -> References:
         """The log-probs of all paired answers under each reference, from the training group."""
         run, tables = self.run, []
+        num_pairs = sum(entry.rows for entry in data.entries())
         for index, weights in enumerate(references):
             folder = "reference_logps" if len(references) == 1 else f"reference_logps-{index}"
             out = StageFolder(self.folder / folder, REFERENCE_LOGPS)
@@ -190,7 +191,7 @@ class Round:
                 {"pairs": data.digest(), "weights": weights.sha256, "dtype": run.config.policy.dtype},
                 len(data.entries()),
                 lambda _, job=job: [job],  # type: ignore[misc]
-                lambda: _OneByOne(run.crew.trainers),
+                lambda bar: _OneByOne(run.crew.trainers, lambda scored: bar.at(scored, 2 * num_pairs)),
             )
             num_answers = sum(entry.rows for entry in done.entries)
             origin = "this round's start" if weights.sha256 == self.start.sha256 else f"of round {weights.round}"
@@ -308,11 +309,11 @@ class Round:
 class _OneByOne:
     """The training group in the place of a mapper: jobs one after another, each on all ranks."""
 
-    def __init__(self, group: Any) -> None:
-        self._group = group
+    def __init__(self, group: Any, on_report: Callable[[Any], None]) -> None:
+        self._group, self._on_report = group, on_report
 
     def map(self, todo: Sequence[Any]) -> list[Any]:
-        return [self._group.run(job, on_report=lambda _: None) for job in todo]
+        return [self._group.run(job, on_report=self._on_report) for job in todo]
 
 
 def one_answer(config: SampleConfig) -> SampleConfig:

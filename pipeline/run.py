@@ -76,7 +76,7 @@ class Run:
         cut = jobs.AllPrompts(drawn, self.evaluation, size)
         num_shards = -(-drawn.entry(0).rows // size)
         fingerprint = {"drawn": drawn.digest(), "shard_size": size}
-        stage = Stage("prompts", [self.evaluation], fingerprint, num_shards, lambda _: [cut], lambda: self.crew.tasks)
+        stage = Stage("prompts", [self.evaluation], fingerprint, num_shards, lambda _: [cut], lambda _: self.crew.tasks)
         run_stage(stage, self.console)
         return merged
 
@@ -117,7 +117,7 @@ class Run:
             "limit": limit,
             "seed": seed if limit is not None else None,
         }
-        stage = Stage("prompts", [out], fingerprint, 1, lambda _: [job], lambda: self.crew.tasks)
+        stage = Stage("prompts", [out], fingerprint, 1, lambda _: [job], lambda _: self.crew.tasks)
         return int(run_stage(stage, self.console).total("merged"))
 
     # ---- rounds -----------------------------------------------------------------------------------------------------

@@ -25,9 +25,15 @@ def only_run(folder: Path) -> Iterator[None]:
     """Hold the folder for one process.
 
     Raises:
-        StageError: if another process holds it.
+        StageError: if another process holds it, or it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
+    except OSError as error:
+        raise StageError(
+            str(folder), wanted="a folder to write in", got=str(error), fix="name another place: --set run.dir=…"
+        ) from None
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.artifacts import Entry, StageFolder
-from pipeline.console import Console, Stopwatch
+from pipeline.console import Bar, Console, Stopwatch
 
 
 class Mapper(Protocol):
@@ -26,7 +26,7 @@ class Stage:
         fingerprint: what decides its result.
         num_shards: how many parts each output has.
         jobs: from missing shards to jobs.
-        workers: starts, or gives, whoever runs them; not called when nothing is missing.
+        workers: starts, or gives, whoever runs them and may move the bar; not called when nothing is missing.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Stage:
     fingerprint: Mapping[str, Any]
     num_shards: int
     jobs: Callable[[list[int]], Sequence[Callable[[Any], Any]]]
-    workers: Callable[[], Mapper]
+    workers: Callable[[Bar], Mapper]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,9 @@ def run_stage(stage: Stage, console: Console) -> Done:
     watch = Stopwatch()
     missing = sorted({shard for output in stage.outputs for shard in output.missing(stage.num_shards)})
     if missing:
-        with console.bar(stage.name, total=len(missing)) as bar:
-            for _ in stage.workers().map(stage.jobs(missing)):
+        with console.bar(f"{stage.name}: starting", total=len(missing)) as bar:
+            for _ in stage.workers(bar).map(stage.jobs(missing)):
+                bar.say(stage.name)
                 bar.advance(1)
     for output in stage.outputs:
         if not output.is_closed():

@@ -59,15 +59,13 @@ def _align(config: Config, beside: Path, log_dir: Path, console: Console) -> Non
     from pipeline.run import Run
 
     with session(config.cluster, log_dir=log_dir, search_path=[beside]) as devices:
-        crew = Crew(config, sources, lay_out(config, devices), folder=config.folder(), log_dir=log_dir)
-        try:
-            _announce(config, devices, console)
-            run = Run(config, sources, crew, console)
-            run.prepare()
-            write_config(config)
-            align(run)
-        finally:
-            crew.close()
+        crew = Crew(config, sources, lay_out(config, devices), log_dir=log_dir)
+        _announce(config, devices, console)
+        run = Run(config, sources, crew, console)
+        run.prepare()
+        write_config(config)
+        align(run)
+        crew.close()  # after an error, the end of the session ends them too
 
 
 def _find(config: Config, console: Console, log_dir: Path) -> Sources:

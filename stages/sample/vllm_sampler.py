@@ -118,11 +118,11 @@ class VLLMSampler:
                 seed=self._seed % 2**32,
                 **options,
             )
-        except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
+        except Exception as error:  # vLLM and its loaders raise nearly anything
             raise InputError(
                 f"sample: {weights.path}",
                 wanted="a model that vLLM can run here",
-                got=f"{type(error).__name__}: {error}",
+                got=f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}",
                 fix="see the engine's log beside the run for the whole message",
             ) from error
 

@@ -77,6 +77,14 @@ def test_pickled_weights_are_refused_unopened(policy_folder, tmp_path):
         check_policy(target, key="k")
 
 
+def test_weights_that_end_too_early_are_refused_before_anything_loads_them(policy_folder, tmp_path):
+    target = shutil.copytree(policy_folder, tmp_path / "cut")
+    content = (target / "model.safetensors").read_bytes()
+    (target / "model.safetensors").write_bytes(content[:-100])
+    with pytest.raises(InputError, match="model.safetensors"):
+        check_policy(target, key="k")
+
+
 def test_a_tokenizer_without_eos_or_pad_is_refused_with_the_fix(policy_folder, tmp_path):
     no_pad = edited(policy_folder, tmp_path / "no_pad", pad_token=None)
     with pytest.raises(InputError) as caught:
