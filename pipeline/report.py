@@ -85,7 +85,7 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
             f"stopped by themselves; rewards {score['min']:.2f} to {score['max']:.2f}, mean {score['mean']:.2f}"
         )
     if pairs:
-        fates = ", ".join(f"{fate} {count}" for fate, count in report["fates"].items())
+        fates = ", ".join(f"{fate} {count}" for fate, count in pairs["fates"].items())
         lines.append(f"  paired   {pairs['num_pairs']:,} pairs, mean margin {pairs['margin_mean']:.2f}; fates: {fates}")
     if update:
         first, last = update["first"], update["last"]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import jobs
+from pipeline import figures, jobs
 from pipeline.artifacts import StageFolder, found_model, write_json
-from pipeline.console import Stopwatch, duration, share
+from pipeline.console import Stopwatch, duration
 from pipeline.stage import Done, Stage, run_stage
 from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED, Contract
 from stages.errors import StageError
@@ -44,7 +43,7 @@ class Round:
     def __init__(self, run: Run, number: int, start: Weights, references: Sequence[Weights]) -> None:
         self.run, self.number, self.start, self.references = run, number, start, tuple(references)
         self.folder: Path = run.folder / f"round-{number:04d}"
-        self.figures: dict[str, Any] = {}
+        self.figures: figures.Figures = {}
 
     # ---- collect ----------------------------------------------------------------------------------------------------
 
@@ -95,8 +94,11 @@ class Round:
             lambda missing: [jobs.SampleShard(i, prompts, candidates, weights, config, draw) for i in missing],
             lambda _: run.crew.samplers,
         )
+        answers = figures.sampled(sampled.entries)
         if draw.stream == POLICY_STREAM:
-            self._tell_sampled(sampled)
+            self.figures["sample"] = answers
+            made_now = sampled.made / num_shards
+            self._tell("sample", figures.sampled_line(answers, sampled.seconds, made_now=made_now), sampled)
         rewarded = self._run_stage(
             "score",
             [scored],
@@ -105,9 +107,12 @@ class Round:
             lambda missing: [jobs.ScoreShard(i, prompts, candidates, scored, draw.round) for i in missing],
             lambda _: run.crew.scorers,
         )
-        self._refuse_bad_rewards(rewarded)
+        spread = figures.scored(rewarded.entries)
+        self._refuse_missing_rewards(spread)
         if draw.stream == POLICY_STREAM:
-            self._tell_scored(rewarded)
+            self._refuse_equal_rewards(spread)
+            self.figures["score"] = spread
+            self._tell("score", figures.scored_line(spread, rewarded.seconds), rewarded)
         return candidates, scored
 
     def _pair(self, prompts: StageFolder, candidates: StageFolder, scored: StageFolder) -> StageFolder:
@@ -123,57 +128,45 @@ class Round:
             ],
             lambda _: self.run.crew.tasks,
         )
-        counts = Counter[str]()
-        for entry in done.entries:
-            counts.update({fate: int(count) for fate, count in entry.stats.items()})
-        num_pairs = sum(entry.rows for entry in pairs.entries())
-        margin = sum(entry.stats["margin_sum"] for entry in pairs.entries())
-        self.figures["fates"] = dict(counts.most_common())
-        self.figures["pairs"] = {"num_pairs": num_pairs, "margin_mean": margin / num_pairs if num_pairs else None}
-        if not num_pairs:
-            raise self._no_pair(counts)
-        dropped = "  ".join(f"{fate} {count}" for fate, count in counts.most_common() if fate != "paired")
-        told = f"{sum(counts.values()):,} prompts -> {num_pairs:,} pairs   {duration(done.seconds)}"
-        self._tell("pair", f"{told}   margin {margin / num_pairs:.2f}   dropped: {dropped or 'none'}", done)
+        self.figures["pairs"] = figures.paired(pairs.entries(), done.entries)
+        if not self.figures["pairs"]["num_pairs"]:
+            raise self._no_pair()
+        self._tell("pair", figures.paired_line(self.figures["pairs"], done.seconds), done)
         return pairs
 
-    def _no_pair(self, counts: Mapping[str, int]) -> StageError:
-        scores = self.figures["score"]
-        fates = ", ".join(f"{fate} {count}" for fate, count in counts.items())
+    def _no_pair(self) -> StageError:
+        pairs, scores = self.figures["pairs"], self.figures["score"]
+        fates = ", ".join(f"{fate} {count}" for fate, count in pairs["fates"].items())
+        spread = "no reward" if scores["min"] is None else f"rewards from {scores['min']:.6g} to {scores['max']:.6g}"
         return StageError(
             f"round {self.number}: pair",
             wanted="at least one pair to train on",
-            got=f"none from {sum(counts.values())} prompts: {fates}\n"
-            f"rewards from {scores['min']:.6g} to {scores['max']:.6g}, mean {scores['mean']:.6g}",
+            got=f"none from {pairs['num_prompts']} prompts: {fates}\n{spread}",
             fix="gap_too_small: lower pair.min_margin; all_truncated: raise sample.max_new_tokens; "
-            "duplicate_answers or tied: raise sample.temperature or sample.num_generations",
+            "duplicate_answers or tied: raise sample.temperature or sample.num_generations; "
+            "prompt_too_long: shorter prompts or a smaller sample.max_new_tokens",
         )
 
-    def _refuse_bad_rewards(self, done: Done) -> None:
-        errors, scored = done.total("errors"), done.total("scored")
+    def _refuse_missing_rewards(self, spread: figures.Figures) -> None:
+        errors, scored = spread["num_errors"], spread["num_scored"]
         allowed = self.run.config.score.max_error_share
-        where = f"round {self.number}: score"
         if errors > allowed * (errors + scored):
             raise StageError(
-                where,
+                f"round {self.number}: score",
                 wanted=f"finite rewards for all but {allowed:.1%} of the answers (score.max_error_share)",
-                got=f"{errors:,.0f} of {errors + scored:,.0f} answers without one",
+                got=f"{errors:,} of {errors + scored:,} answers without one",
                 fix="look at the reward on its own: NaN, infinity, None, or answers longer than its context",
             )
-        lowest = [entry.stats["reward_min"] for entry in done.entries if "reward_min" in entry.stats]
-        highest = [entry.stats["reward_max"] for entry in done.entries if "reward_max" in entry.stats]
-        if scored > 1 and min(lowest) == max(highest):
+
+    def _refuse_equal_rewards(self, spread: figures.Figures) -> None:
+        scored = spread["num_scored"]
+        if scored > 1 and spread["min"] == spread["max"]:
             raise StageError(
-                where,
+                f"round {self.number}: score",
                 wanted="rewards that tell answers apart",
-                got=f"{lowest[0]:.6g} for every one of {scored:,.0f} answers",
+                got=f"{spread['min']:.6g} for every one of {scored:,} answers",
                 fix="check the reward model (an untrained head gives a constant) or the reward function",
             )
-        self.figures["score"] = {
-            "min": min(lowest, default=0.0),
-            "max": max(highest, default=0.0),
-            "mean": done.total("reward_sum") / scored if scored else 0.0,
-        }
 
     # ---- update -----------------------------------------------------------------------------------------------------
 
@@ -220,7 +213,7 @@ class Round:
                 run.crew.trainers.run(job, on_report=lambda step: bar.at(step["step"], step["steps"]))
             manifest = found_model(policy, fingerprint)
             assert manifest is not None, "the training group published no policy"
-            self._tell_update(manifest["update"], watch.seconds)
+            self._tell("update", figures.updated_line(manifest["update"], watch.seconds))
         self.figures["update"] = manifest["update"]
         master = self.folder / "master"
         return Weights(policy, manifest["sha256"], self.number, master if master.exists() else None)
@@ -236,13 +229,17 @@ class Round:
         draw = Draw(run.config.run.seed, self.number, 0, EVALUATION_STREAM)
         _, scored = self._sample_and_score(folder, run.evaluation, policy, one_answer(run.config.sample), draw)
         first = StageFolder(run.folder / "round-0000" / "evaluation" / "scored", SCORED)
-        figures: dict[str, Any] = run.crew.tasks.run(jobs.Evaluate(scored, first))
-        holdout = "   ".join(f"{name} {value:.3f}" for name, value in figures["holdout"].items())
-        told = f"{figures['num_prompts']:,} held-out prompts   {duration(watch.seconds)}   "
-        told += f"reward {figures['reward']:.2f}   win rate {share(figures['win_rate'], 1)}   {holdout}"
-        self._tell("evaluate", told.rstrip())
-        self.figures["evaluate"] = figures
-        return figures
+        found: figures.Figures = run.crew.tasks.run(jobs.Evaluate(scored, first))
+        if not found["num_prompts"]:
+            raise StageError(
+                f"round {self.number}: evaluate",
+                wanted="an answer with a reward to at least one held-out prompt",
+                got=f"none to {sum(entry.rows for entry in run.evaluation.entries())} prompts",
+                fix="check that evaluation prompts leave room for sample.max_new_tokens in the context",
+            )
+        self.figures["evaluate"] = found
+        self._tell("evaluate", figures.evaluated_line(found, watch.seconds))
+        return found
 
     # ---- what all steps share ---------------------------------------------------------------------------------------
 
@@ -283,27 +280,6 @@ class Round:
         if done is None or done.made:
             where = f"round {self.number}/{self.run.config.rounds}" if self.number else "before"
             self.run.console.line(where, stage, text)
-
-    def _tell_sampled(self, done: Done) -> None:
-        tokens, stop, length = done.total("tokens"), done.total("stop"), done.total("length")
-        rows = sum(entry.rows for entry in done.entries)
-        self.figures["sample"] = {"num_candidates": rows, "num_tokens": tokens, "stop": stop, "length": length}
-        rate = f"{tokens / done.seconds:,.0f} tokens/s" if done.made == len(done.entries) else "continued"
-        told = f"{done.total('prompts'):,.0f} prompts -> {rows:,} candidates   {duration(done.seconds)}   {rate}"
-        self._tell("sample", f"{told}   stop {share(stop, rows)}   length {share(length, rows)}", done)
-
-    def _tell_scored(self, done: Done) -> None:
-        spread = self.figures["score"]
-        told = f"{done.total('scored'):,.0f} candidates   {duration(done.seconds)}   reward {spread['mean']:.2f}"
-        self._tell("score", f"{told}   from {spread['min']:.2f} to {spread['max']:.2f}", done)
-
-    def _tell_update(self, summary: Mapping[str, Any], seconds: float) -> None:
-        first, last = summary["first"], summary["last"]
-        told = f"{summary['num_pairs']:,} pairs, {summary['num_steps']} steps   {duration(seconds)}   "
-        told += f"loss {first['loss']:.3f} -> {last['loss']:.3f}   "
-        told += f"accuracy {first['rewards/accuracies']:.2f} -> {last['rewards/accuracies']:.2f}   "
-        told += f"rejected above reference {share(last['rejected_active'], 1)}"
-        self._tell("update", told)
 
 
 class _OneByOne:

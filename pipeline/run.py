@@ -10,6 +10,7 @@ from pipeline.artifacts import StageFolder, refuse_other_fingerprint, write_json
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.crew import Crew
+from pipeline.figures import total
 from pipeline.lineage import Lineage, RoundRecord, describe
 from pipeline.plan import PromptSource, Sources
 from pipeline.round import Round
@@ -118,7 +119,7 @@ class Run:
             "seed": seed if limit is not None else None,
         }
         stage = Stage("prompts", [out], fingerprint, 1, lambda _: [job], lambda _: self.crew.tasks)
-        return int(run_stage(stage, self.console).total("merged"))
+        return int(total(run_stage(stage, self.console).entries, "merged"))
 
     # ---- rounds -----------------------------------------------------------------------------------------------------
 

@@ -45,10 +45,6 @@ class Done:
     seconds: float
     made: int
 
-    def total(self, stat: str) -> float:
-        """A figure summed over the shards."""
-        return sum(entry.stats.get(stat, 0) for entry in self.entries)
-
 
 def run_stage(stage: Stage, console: Console) -> Done:
     """Make every missing shard of a stage and close its manifests.

@@ -19,13 +19,13 @@ def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def make_small(small_cache: Path):
     """`embedded.make` under the small recipe: a real policy and judge after 30 steps each."""
-    from pipeline import embedded
+    from pipeline import embedded, embedded_models
 
     def make(name: str) -> Path:
         before = os.environ.get("PREFLOOP_CACHE")
         os.environ["PREFLOOP_CACHE"] = str(small_cache)
         try:
-            return embedded.make(name, recipe=embedded.SMALL)
+            return embedded.make(name, recipe=embedded_models.SMALL)
         finally:
             if before is None:
                 del os.environ["PREFLOOP_CACHE"]

@@ -1,0 +1,96 @@
+"""A stage's figures, summed from its shards' entries, and the line in which a person reads them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.artifacts import Entry
+from pipeline.console import duration, share
+
+Figures = dict[str, Any]
+
+
+def total(entries: Sequence[Entry], stat: str) -> float:
+    """A figure summed over the shards."""
+    return sum(entry.stats.get(stat, 0) for entry in entries)
+
+
+def sampled(entries: Sequence[Entry]) -> Figures:
+    """Prompts asked, candidates, tokens, and how the answers ended."""
+    return {
+        "num_prompts": int(total(entries, "prompts")),
+        "num_candidates": sum(entry.rows for entry in entries),
+        "num_tokens": int(total(entries, "tokens")),
+        "stop": int(total(entries, "stop")),
+        "length": int(total(entries, "length")),
+    }
+
+
+def sampled_line(figures: Figures, seconds: float, *, made_now: float) -> str:
+    """`made_now`: the share of the shards that were made in these seconds."""
+    rows = figures["num_candidates"]
+    return (
+        f"{figures['num_prompts']:,} prompts -> {rows:,} candidates   {duration(seconds)}   "
+        f"{made_now * figures['num_tokens'] / seconds:,.0f} tokens/s   "
+        f"stop {share(figures['stop'], rows)}   length {share(figures['length'], rows)}"
+    )
+
+
+def scored(entries: Sequence[Entry]) -> Figures:
+    """Answers with and without a finite reward; the rewards' least, greatest and mean (None where there are none)."""
+    num_scored = int(total(entries, "scored"))
+    return {
+        "num_scored": num_scored,
+        "num_errors": int(total(entries, "errors")),
+        "min": min((entry.stats["reward_min"] for entry in entries if "reward_min" in entry.stats), default=None),
+        "max": max((entry.stats["reward_max"] for entry in entries if "reward_max" in entry.stats), default=None),
+        "mean": total(entries, "reward_sum") / num_scored if num_scored else None,
+    }
+
+
+def scored_line(figures: Figures, seconds: float) -> str:
+    spread = f"reward {figures['mean']:.2f}   from {figures['min']:.2f} to {figures['max']:.2f}"
+    return f"{figures['num_scored']:,} candidates   {duration(seconds)}   {spread}"
+
+
+def paired(pairs: Sequence[Entry], fates: Sequence[Entry]) -> Figures:
+    """Pairs, their mean margin, and how many prompts had which fate, most frequent first."""
+    counts = Counter[str]()
+    for entry in fates:
+        counts.update({fate: int(count) for fate, count in entry.stats.items()})
+    num_pairs = sum(entry.rows for entry in pairs)
+    return {
+        "num_prompts": sum(entry.rows for entry in fates),
+        "num_pairs": num_pairs,
+        "margin_mean": total(pairs, "margin_sum") / num_pairs if num_pairs else None,
+        "fates": dict(counts.most_common()),
+    }
+
+
+def paired_line(figures: Figures, seconds: float) -> str:
+    dropped = "  ".join(f"{fate} {count}" for fate, count in figures["fates"].items() if fate != "paired")
+    return (
+        f"{figures['num_prompts']:,} prompts -> {figures['num_pairs']:,} pairs   {duration(seconds)}   "
+        f"margin {figures['margin_mean']:.2f}   dropped: {dropped or 'none'}"
+    )
+
+
+def updated_line(summary: Mapping[str, Any], seconds: float) -> str:
+    """`summary` is an `UpdateSummary` as JSON."""
+    first, last = summary["first"], summary["last"]
+    return (
+        f"{summary['num_pairs']:,} pairs, {summary['num_steps']} steps   {duration(seconds)}   "
+        f"loss {first['loss']:.3f} -> {last['loss']:.3f}   "
+        f"accuracy {first['rewards/accuracies']:.2f} -> {last['rewards/accuracies']:.2f}   "
+        f"rejected above reference {share(last['rejected_active'], 1)}"
+    )
+
+
+def evaluated_line(figures: Figures, seconds: float) -> str:
+    holdout = "".join(f"   {name} {value:.3f}" for name, value in figures["holdout"].items())
+    return (
+        f"{figures['num_prompts']:,} held-out prompts   {duration(seconds)}   "
+        f"reward {figures['reward']:.2f}   win rate {share(figures['win_rate'], 1)}{holdout}"
+    )
