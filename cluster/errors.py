@@ -35,6 +35,19 @@ class NotEnough(RuntimeError):
         self.wanted, self.got = wanted, got
 
 
+class Unreachable(RuntimeError):
+    """There is no Ray cluster at the address.
+
+    Args:
+        address: as configured.
+        reason: what Ray said.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address, self.reason = address, reason
+
+
 def last_words(log: Path, *, limit_bytes: int = 20_000) -> str:
     """The last line of a log that names an error, or its last line."""
     if not log.exists():

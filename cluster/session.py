@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config import ClusterConfig
-from cluster.errors import NotEnough
+from cluster.errors import NotEnough, Unreachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +64,26 @@ def session(config: ClusterConfig, *, log_dir: Path, search_path: Sequence[Path]
     import ray
 
     local = config.address == "local"
-    options = {"num_cpus": usable_cpus(), "num_gpus": config.devices, "include_dashboard": False} if local else {}
+    options = {}
+    if local:
+        # With a loopback address Ray's metrics servers, which know no token, listen on loopback only.
+        options = {
+            "num_cpus": usable_cpus(),
+            "num_gpus": config.devices,
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+        }
     log_dir.mkdir(parents=True, exist_ok=True)
-    ray.init(
-        address=config.address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": _worker_environment(search_path)},
-        **options,
-    )
+    try:
+        ray.init(
+            address=config.address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": _worker_environment(search_path)},
+            **options,
+        )
+    except (ConnectionError, ValueError) as error:
+        raise Unreachable(config.address, str(error).strip().splitlines()[0]) from error
     try:
         have = ray.cluster_resources()
         yield Devices(cpus=int(have.get("CPU", 0)), gpus=int(have.get("GPU", 0)))

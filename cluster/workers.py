@@ -33,7 +33,7 @@ class TrainingGroup:
         build: makes a rank's state; torch.distributed is up when it is called.
         size: ranks.
         resources: what each rank asks Ray for.
-        refusals: exceptions that are a user's to mend; they end the job at once instead of starting the group again.
+        refusals: exceptions that are a user's to mend; `run` raises them at once, whatever becomes of the group.
         storage: a folder for Ray Train's own files.
         log_dir: where the ranks' output goes.
         max_restarts: how often the group may be started again.
@@ -85,8 +85,7 @@ class TrainingGroup:
                     raise refusal
                 return result
             if ended:
-                reason = last_words(self._log) if self._ended is None else _first_line(self._ended)
-                raise WorkerLost("training group", self._log, reason)
+                raise WorkerLost("training group", self._log, last_words(self._log)) from self._ended
             time.sleep(_POLL_S)
 
     def close(self) -> None:
@@ -135,7 +134,7 @@ def _serve(config: dict[str, Any]) -> None:
             continue
         try:
             state = config["build"]() if state is None else state
-            result = found[0](state, lambda report: mailbox.report.remote(report) if rank == 0 else None)
+            result = found[0](state, _reporter(mailbox, number if rank == 0 else None))
         except config["refusals"] as refusal:
             ray.get(mailbox.acknowledge.remote(number, None, refusal))
             raise
@@ -144,13 +143,23 @@ def _serve(config: dict[str, Any]) -> None:
         number += 1
 
 
+def _reporter(mailbox: Any, number: int | None) -> Callable[[Any], None]:
+    """Sends reports of one job; those of other ranks than 0 (no number) go nowhere."""
+
+    def report(value: Any) -> None:
+        if number is not None:
+            mailbox.report.remote(number, value)
+
+    return report
+
+
 class _Mailbox:
     """Jobs in, outcomes out; asynchronous, so that waiting ranks cost nothing."""
 
     def __init__(self) -> None:
         self._jobs: list[GroupJob] = []
         self._outcomes: dict[int, tuple[Any, Exception | None]] = {}
-        self._reports: list[Any] = []
+        self._reports: list[tuple[int, Any]] = []
         self._closed = False
         self._changed = asyncio.Event()
 
@@ -179,21 +188,18 @@ class _Mailbox:
             return [self._jobs[number]]
         return "closed" if self._closed else None
 
-    async def report(self, report: Any) -> None:
-        self._reports.append(report)
+    async def report(self, number: int, value: Any) -> None:
+        self._reports.append((number, value))
 
     async def acknowledge(self, number: int, result: Any, refusal: Exception | None) -> None:
         self._outcomes.setdefault(number, (result, refusal))
 
     async def look(self, number: int) -> tuple[list[Any], tuple[Any, Exception | None] | None]:
-        """The reports since the last look, and the outcome of a job if it has one."""
-        reports, self._reports = self._reports, []
+        """A job's reports since the last look, and its outcome if it has one; late reports of others are dropped."""
+        reports = [value for of, value in self._reports if of == number]
+        self._reports = []
         return reports, self._outcomes.get(number)
 
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from stages.weights import file_sha256
 
 MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint.json"
+_REFUSED = "refused.json"
 _SHARDS = "_shards"
 
 
@@ -69,14 +71,24 @@ class StageFolder:
     def begin(self, fingerprint: Mapping[str, Any]) -> None:
         """Claim the folder for a result made from `fingerprint`.
 
+        A claim without a published part, or on a result that was refused, gives way to another.
+
         Raises:
-            FingerprintError: if it holds, or was begun for, another result.
+            FingerprintError: if it holds parts of another result.
         """
-        claimed = self.path / _FINGERPRINT
-        if claimed.exists():
-            refuse_other_fingerprint(self.path, read_json(claimed), fingerprint)
+        claim, refused = self.path / _FINGERPRINT, self.path / _REFUSED
+        if claim.exists() and not differing_fields(read_json(claim), fingerprint):
+            refused.unlink(missing_ok=True)
             return
-        write_json(claimed, fingerprint)
+        if refused.exists():
+            shutil.rmtree(self.path)
+        elif claim.exists() and self.entries():
+            refuse_other_fingerprint(self.path, read_json(claim), fingerprint)
+        write_json(claim, fingerprint)
+
+    def refuse(self, reason: str) -> None:
+        """Note that nothing can be built on this result: it stays to be looked at until it is made in another way."""
+        write_json(self.path / _REFUSED, {"reason": reason})
 
     def is_closed(self) -> bool:
         return (self.path / MANIFEST).exists()
@@ -173,6 +185,13 @@ class StageFolder:
                 got=got,
                 fix=f"delete {self._entry_file(shard)} and {self.path / MANIFEST}, and run again to make it anew",
             )
+        if entry.version != self.contract.version:
+            raise ContractError(
+                str(file),
+                wanted=f"{self.contract.name} version {self.contract.version}",
+                got=f"version {entry.version}",
+                fix="finish the run with the release that began it, or start another run",
+            )
         return self.contract.check(pq.read_table(file), where=str(file))
 
     def read_all(self) -> Iterator[pa.Table]:
@@ -199,7 +218,11 @@ class StageFolder:
 
 def close_model(folder: Path, fingerprint: Mapping[str, Any], **figures: Any) -> None:
     """Write a model folder's manifest: its files with their hashes, last."""
-    files = {file.name: file_sha256(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    files = {}
+    for file in sorted(folder.iterdir()):
+        if file.name != MANIFEST:
+            _sync(file)
+            files[file.name] = file_sha256(file)
     write_json(folder / MANIFEST, {"fingerprint": fingerprint, "files": files} | figures)
 
 
@@ -225,15 +248,20 @@ def refuse_other_fingerprint(where: Path, found: Mapping[str, Any], wanted: Mapp
     Raises:
         FingerprintError: naming each differing field with both values.
     """
-    then, now = _flat(found), _flat(json.loads(json.dumps(wanted)))
-    fields = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
-    if fields:
+    if fields := differing_fields(found, wanted):
+        then, now = _flat(found), _flat(wanted)
         raise FingerprintError(
             str(where),
             wanted="\n".join(f"{key}: {now.get(key, 'nothing')}" for key in fields),
             got="\n".join(f"{key}: {then.get(key, 'nothing')}" for key in fields),
             fix="go back to the config that made it, or give this run another name: --set run.name=…",
         )
+
+
+def differing_fields(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Dotted names of the fields in which two fingerprints differ."""
+    then, now = _flat(found), _flat(json.loads(json.dumps(wanted)))
+    return [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -254,11 +282,15 @@ def _replacing(target: Path) -> Iterator[Path]:
     scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield scratch
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(scratch)
         scratch.replace(target)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_json(target: Path, value: Any) -> None:

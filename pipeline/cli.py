@@ -44,7 +44,7 @@ def _answer_for(work: Callable[[], Any]) -> None:
 
     1: it could not be done; 2: the config is wrong; 70: a mistake of ours; 130: interrupted.
     """
-    from cluster.errors import NotEnough, WorkerLost
+    from cluster.errors import NotEnough, Unreachable, WorkerLost
 
     try:
         work()
@@ -53,7 +53,13 @@ def _answer_for(work: Callable[[], Any]) -> None:
     except WorkerLost as error:
         _leave(f"{error}\n  fix:    read the log; the same command carries on where this one stopped", 1)
     except NotEnough as error:
-        _leave(f"the cluster is too small\n  wanted: {error.wanted}\n  got:    {error.got}", 1)
+        fix = "fewer sample.engines or update.workers, or a larger cluster"
+        _leave(f"the cluster is too small\n  wanted: {error.wanted}\n  got:    {error.got}\n  fix:    {fix}", 1)
+    except Unreachable as error:
+        fix = "--set cluster.address=local, or the address that ray status prints"
+        _leave(
+            f"cluster.address\n  wanted: a Ray cluster\n  got:    {error.address}: {error.reason}\n  fix:    {fix}", 1
+        )
     except KeyboardInterrupt:
         _leave("interrupted; the same command carries on where this one stopped", 130)
     except Exception as error:  # the last line before the user

@@ -24,6 +24,7 @@ from stages.settings import Settings, where
 from stages.update.config import UpdateConfig
 
 COLUMN_ROLES = ("prompt", "messages", "answer")
+_TAGS = ("model", "function")  # of the rewards' union
 
 
 class RunSection(Settings):
@@ -45,7 +46,7 @@ class PolicyConfig(Settings):
 class PromptsConfig(Settings):
     """What the policy is asked in training."""
 
-    path: str = Field(description="JSONL, JSON, Parquet or Arrow file, saved datasets folder, hub name, or embedded:…")
+    path: str = Field(description="a JSONL, JSON, Parquet or Arrow file, a folder saved by datasets, or embedded:…")
     per_round: int = Field(512, ge=1, description="prompts a round")
     shard_size: int = Field(64, ge=1, description="prompts behind one unit of work")
     columns: dict[str, str] = Field({}, description="role (prompt, messages, answer) to column, where names differ")
@@ -211,7 +212,9 @@ def _readable(error: ValidationError, file: Path) -> ConfigError:
     """The first finding in a reader's words, and how many more there are."""
     findings = error.errors()
     first = findings[0]
-    parts = [str(part) for part in first["loc"] if part not in ("model", "function")]
+    loc = first["loc"]
+    # After a list's index pydantic names the member of the union that it took.
+    parts = [str(part) for i, part in enumerate(loc) if not (i and isinstance(loc[i - 1], int) and part in _TAGS)]
     key = ".".join(parts)
     more = f" ({len(findings) - 1} more after this one)" if len(findings) > 1 else ""
     got = repr(first["input"]) if not isinstance(first["input"], (dict, BaseModel)) else "this section"
@@ -219,7 +222,7 @@ def _readable(error: ValidationError, file: Path) -> ConfigError:
         known = _fields_at(first["loc"][:-1])
         near = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
         prefix = "".join(f"{part}." for part in parts[:-1])
-        fix = f"did you mean {prefix}{near[0]}?" if near else f"remove it, or use one of the keys above{more}"
+        fix = f"did you mean {prefix}{near[0]}?" if near else "remove it, or use one of the keys above"
         wanted = f"one of {', '.join(known)}"
         return ConfigError(f"{file}: {key}", wanted=wanted, got=f"the unknown key {parts[-1]!r}", fix=fix + more)
     inner = first.get("ctx", {}).get("error")

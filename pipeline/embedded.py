@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.embedded_models import Recipe, make_judge, make_policy, write_prompts
+from stages.errors import InputError
 
 PREFIX = "embedded:"
 NUM_PROMPTS, NUM_HELD_OUT = 8000, 2000
@@ -96,7 +97,7 @@ def make_aside(name: str, *, log: Path, progress: Progress) -> Path:
         log: where that process's output goes.
 
     Raises:
-        RuntimeError: if it failed; the log says why.
+        InputError: if it failed; the log says why.
     """
     with log.open("a", encoding="utf-8") as errors:
         command = [sys.executable, "-m", "pipeline.embedded", name]
@@ -110,7 +111,12 @@ def make_aside(name: str, *, log: Path, progress: Progress) -> Path:
             elif kind == "made":
                 target = Path(rest[0])
     if child.wait() != 0 or target is None:
-        raise RuntimeError(f"making embedded:{name} failed (log: {log})")
+        raise InputError(
+            f"embedded:{name}",
+            wanted=f"to make it in {cache_root()}",
+            got=f"no result; the log is {log}",
+            fix="see that the folder can be written, or name another: PREFLOOP_CACHE=…",
+        )
     return target
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import Entry, StageFolder, close_model
-from pipeline.prompts import distinct, draw, is_held_out, prompt_rows, read_rows
+from pipeline.artifacts import Entry, StageFolder, close_model, found_model
+from pipeline.prompts import HeldOut, distinct, draw, prompt_rows, read_rows
 from stages.errors import InputError
 from stages.protocols import Reward, Sampler, Weights
 from stages.sample.config import SampleConfig
@@ -28,7 +28,6 @@ from stages.score.stage import score
 from stages.seeds import hashed_seed
 from stages.tokenizers import load_tokenizer
 from stages.update.rows import answers_of, pair_rows, reference_logps, reference_table
-from stages.weights import weights_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +44,13 @@ class CheckTokenizers:
 # ---- prompts --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreparePrompts:
     """A source of prompts as one table: read, rendered, tokenised, equal rows merged.
 
     Attributes:
-        keep: with a held-out share, which side of it: ``train`` or ``heldout``; else ``all``.
-        exclude: prompts that are left out, because they are evaluated on.
+        held_out: keep one side of a held-out share; None keeps all.
+        exclude: prompts whose text is left out, because they are evaluated on.
         limit: keep this many, drawn by `seed`; None keeps all in the source's order.
     """
 
@@ -63,32 +62,36 @@ class PreparePrompts:
     system: str | None
     out: StageFolder
     seed: int
-    keep: str = "all"
-    holdout: float = 0.0
-    exclude: StageFolder | None = None
-    limit: int | None = None
+    held_out: HeldOut | None
+    exclude: StageFolder | None
+    limit: int | None
 
     def __call__(self, _state: None) -> list[Entry]:
         tokenizer = load_tokenizer(self.tokenizer, pad_token=self.pad_token, key="policy.path")
         rows = read_rows(self.source, key=self.key)
-        table, merged = distinct(prompt_rows(rows, tokenizer, columns=self.columns, system=self.system))
-        if self.keep != "all":
-            held = [is_held_out(prompt_id, self.holdout) for prompt_id in table["prompt_id"].to_pylist()]
-            table = table.filter(pa.array([side == (self.keep == "heldout") for side in held], pa.bool_()))
-        num_evaluated = 0
+        everything, merged = distinct(prompt_rows(rows, tokenizer, columns=self.columns, system=self.system))
+        table = everything
+        if self.held_out is not None:
+            kept = [self.held_out.keeps(prompt) for prompt in table["prompt"].to_pylist()]
+            table = table.filter(pa.array(kept, pa.bool_()))
+        num_evaluated = table.num_rows
         if self.exclude is not None:
-            evaluated = pa.concat_tables(self.exclude.read_all())["prompt_id"]
-            kept = table.filter(pc.invert(pc.is_in(table["prompt_id"], evaluated)))
-            num_evaluated, table = table.num_rows - kept.num_rows, kept
+            evaluated = pa.concat_tables(self.exclude.read_all())["prompt"]
+            table = table.filter(pc.invert(pc.is_in(table["prompt"], evaluated)))
+        num_evaluated -= table.num_rows
         if not table.num_rows:
             raise InputError(
-                f"{self.key}: {self.source}", wanted="at least one prompt", got="none", fix="check the file's content"
+                f"{self.key}: {self.source}",
+                wanted="at least one prompt",
+                got=f"{everything.num_rows} rows, none of which is left" if everything.num_rows else "no row",
+                fix="check evaluate.path and evaluate.holdout: what is evaluated on is not trained on"
+                if everything.num_rows
+                else "check the file's content",
             )
         if self.limit is not None:
             order = draw(table.num_rows, round=1, per_round=min(self.limit, table.num_rows), seed=self.seed)
             table = table.take(order)
-        stats = {"merged": merged, "evaluated": num_evaluated}
-        return [self.out.publish(0, table, stats=stats)]
+        return [self.out.publish(0, table, stats={"merged": merged, "evaluated": num_evaluated})]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,10 +257,13 @@ class UpdatePolicy:
     seed: int
 
     def __call__(self, trainer: Any, report: Callable[[Any], None]) -> None:
+        policy = self.folder / "policy"
+        if found_model(policy, self.fingerprint) is not None:
+            return
         trainer.load(self.start)
         rows = pair_rows(self.pairs.read_all())
         references = [reference_logps(folder.read_all(), rows) for _, folder in self.references]
-        from_reference = [weights.sha256 for weights, _ in self.references] == [self.start.sha256]
+        from_reference = [weights.identity for weights, _ in self.references] == [self.start.identity]
         steps_file = self.folder / "metrics.jsonl"
         if trainer.rank == 0:
             steps_file.write_text("", encoding="utf-8")
@@ -276,8 +282,34 @@ class UpdatePolicy:
         )
         trainer.save(self.folder)
         if trainer.rank == 0:
-            policy = self.folder / "policy"
-            close_model(policy, self.fingerprint, sha256=weights_sha256(policy), update=asdict(summary))
+            master = self.folder / "master"
+            result = Weights.found(policy, round=self.round, master=master if master.exists() else None)
+            close_model(
+                policy,
+                self.fingerprint,
+                sha256=result.sha256,
+                master_sha256=result.master_sha256,
+                update=asdict(summary),
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineGap:
+    """How far the engine's log-probs of the paired answers are from the trainer's under the same weights."""
+
+    candidates: StageFolder
+    reference: StageFolder
+
+    def __call__(self, _state: None) -> float:
+        """Mean absolute difference in nats a token."""
+        trainers = {row["response_id"]: row for table in self.reference.read_all() for row in table.to_pylist()}
+        gap, num_tokens = 0.0, 0
+        for table in self.candidates.read_all():
+            for row in table.select(["response_id", "response_logps"]).to_pylist():
+                if (found := trainers.get(row["response_id"])) is not None:
+                    gap += abs(found["logp"] - sum(row["response_logps"]))
+                    num_tokens += found["num_tokens"]
+        return gap / max(1, num_tokens)
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------

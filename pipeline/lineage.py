@@ -73,6 +73,7 @@ def describe(weights: Weights, run_folder: Path) -> dict[str, Any]:
         "sha256": weights.sha256,
         "round": weights.round,
         "master": _relative(weights.master, run_folder) if weights.master else None,
+        "master_sha256": weights.master_sha256,
     }
 
 
@@ -82,4 +83,4 @@ def _relative(path: Path, run_folder: Path) -> str:
 
 def _weights(found: Mapping[str, Any], run_folder: Path) -> Weights:
     master = run_folder / found["master"] if found["master"] else None
-    return Weights(run_folder / found["path"], found["sha256"], found["round"], master)
+    return Weights(run_folder / found["path"], found["sha256"], found["round"], master, found["master_sha256"])

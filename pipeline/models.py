@@ -20,8 +20,8 @@ Maker = Callable[[str], Path]
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
-def resolve(name: str, *, key: str, maker: Maker) -> Path:
-    """The local file or folder behind a name: embedded (made now if need be), a path, or a hub repository.
+def resolve(name: str, *, key: str, maker: Maker, hub: bool = True) -> Path:
+    """The local file or folder behind a name: embedded (made now if need be), a path, or a model on the hub.
 
     Raises:
         InputError: if there is no such thing.
@@ -39,7 +39,7 @@ def resolve(name: str, *, key: str, maker: Maker) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path.resolve()
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not hub or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise InputError(
             f"{key}: {name}", wanted="a file or folder", got="no such path", fix="check the path; it is taken from here"
         )

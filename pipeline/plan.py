@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.session import Devices, Resources, refuse_unless_it_fits
+from cluster.session import Devices, Resources
 from pipeline import embedded, models
 from pipeline.config import Config, EvaluateConfig, reward_names
 from pipeline.prompts import source_sha256
@@ -14,7 +16,7 @@ from stages.errors import ConfigError
 from stages.protocols import Weights
 from stages.score.config import FunctionReward, ModelReward
 from stages.score.functions import find_function
-from stages.weights import file_sha256, weights_sha256
+from stages.weights import file_sha256, files_sha256, weights_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,10 @@ class PromptSource:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Everything a run starts from, found and hashed."""
+    """Everything a run starts from, found and hashed; `policy_files` is of config and tokenizer."""
 
     policy: Weights
+    policy_files: str
     prompts: PromptSource
     evaluation: PromptSource | None
     rewards: tuple[RewardSource, ...]
@@ -65,7 +68,8 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make) -> Sour
     if config.evaluate is not None:
         evaluation = _evaluation_source(config.evaluate, config, maker)
     return Sources(
-        policy=Weights(policy, weights_sha256(policy), round=0),
+        policy=Weights.found(policy, round=0),
+        policy_files=files_sha256(policy),
         prompts=_prompt_source(config.prompts.path, "prompts.path", maker),
         evaluation=evaluation,
         rewards=tuple(
@@ -76,7 +80,7 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make) -> Sour
 
 
 def _prompt_source(name: str, key: str, maker: models.Maker) -> PromptSource:
-    path = models.resolve(name, key=key, maker=maker)
+    path = models.resolve(name, key=key, maker=maker, hub=False)
     return PromptSource(path, key, source_sha256(path))
 
 
@@ -88,16 +92,20 @@ def _evaluation_source(evaluate: EvaluateConfig, config: Config, maker: models.M
 
 def _reward_source(reward: ModelReward | FunctionReward, name: str, key: str, maker: models.Maker) -> RewardSource:
     if isinstance(reward, FunctionReward):
-        module = find_function(reward.target).__code__.co_filename
-        return RewardSource(reward, name, key, None, file_sha256(Path(module)))
+        module = sys.modules[find_function(reward.target).__module__].__file__
+        return RewardSource(reward, name, key, None, file_sha256(Path(module)) if module else "built in")
     folder = models.resolve(reward.path, key=f"{key}.path", maker=maker)
     models.check_reward(folder, key=f"{key}.path")
-    return RewardSource(reward, name, f"{key}.path", folder, weights_sha256(folder))
+    return RewardSource(reward, name, f"{key}.path", folder, f"{weights_sha256(folder)} {files_sha256(folder)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Who gets what: Ray resources of each worker, and the threads it may use where it has no GPU."""
+    """Who gets what: Ray resources of each worker, and the threads it may use where it has no GPU.
+
+    Attributes:
+        workers: how many of each kind there are at once, a task among them.
+    """
 
     sampler: Resources
     scorer: Resources
@@ -105,6 +113,7 @@ class Layout:
     task: Resources
     threads: int
     trainer_threads: int
+    workers: Sequence[tuple[int, Resources]]
 
 
 def lay_out(config: Config, devices: Devices) -> Layout:
@@ -115,8 +124,7 @@ def lay_out(config: Config, devices: Devices) -> Layout:
     enough, else in shares.
 
     Raises:
-        ConfigError: if the training workers are more than the GPUs they would share.
-        NotEnough: if the cluster cannot hold the run.
+        ConfigError: if workers would have to share GPUs that cannot share one.
     """
     sample, update = config.sample, config.update
     num_workers = sample.engines * sample.tensor_parallel_size + 1 + update.workers + 1
@@ -125,6 +133,13 @@ def lay_out(config: Config, devices: Devices) -> Layout:
     train_on_gpu = devices.gpus > 0 and update.device != "cpu"
     wanted = sample.engines * sample.tensor_parallel_size + models_score + update.workers * train_on_gpu
     gpu = 0.0 if devices.gpus == 0 else min(1.0, math.floor(100 * devices.gpus / wanted) / 100)
+    if devices.gpus and gpu < 1 and sample.tensor_parallel_size > 1:
+        raise ConfigError(
+            "sample.tensor_parallel_size",
+            wanted=f"{wanted} GPUs for engines, reward model and training workers, one each",
+            got=f"{devices.gpus}; the ranks of an engine cannot share one",
+            fix="--set sample.tensor_parallel_size=1, or fewer workers",
+        )
     if train_on_gpu and gpu < 1 and update.workers > 1:
         raise ConfigError(
             "update.workers",
@@ -134,15 +149,16 @@ def lay_out(config: Config, devices: Devices) -> Layout:
         )
     if update.device == "cuda" and not train_on_gpu:
         raise ConfigError("update.device", wanted="a GPU", got="none here", fix="--set update.device=auto")
-    layout = Layout(
-        sampler=Resources(cpus, gpu * sample.tensor_parallel_size),
-        scorer=Resources(cpus, gpu if models_score else 0.0),
-        trainer=Resources(cpus, gpu if train_on_gpu else 0.0),
-        task=Resources(cpus, 0.0),
-        threads=devices.cpus,
+    sampler = Resources(cpus, gpu * sample.tensor_parallel_size)
+    scorer = Resources(cpus, gpu if models_score else 0.0)
+    trainer = Resources(cpus, gpu if train_on_gpu else 0.0)
+    task = Resources(cpus, 0.0)
+    return Layout(
+        sampler=sampler,
+        scorer=scorer,
+        trainer=trainer,
+        task=task,
+        threads=max(1, devices.cpus // sample.engines),
         trainer_threads=max(1, devices.cpus // update.workers),
+        workers=[(sample.engines, sampler), (1, scorer), (update.workers, trainer), (1, task)],
     )
-    refuse_unless_it_fits(
-        [(sample.engines, layout.sampler), (1, layout.scorer), (update.workers, layout.trainer), (1, layout.task)]
-    )
-    return layout

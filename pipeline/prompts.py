@@ -268,21 +268,37 @@ def distinct(rows: Iterable[dict[str, Any]]) -> tuple[pa.Table, int]:
 # ---- drawing --------------------------------------------------------------------------------------------------------
 
 
-def is_held_out(prompt_id: str, share: float) -> bool:
-    """Whether a prompt belongs to the held-out share: by its id alone, so that new rows move no old one."""
-    return int(prompt_id[:8], 16) / 2**32 < share
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Which side of a held-out share is meant: that share (`wanted`), or the rest."""
+
+    share: float
+    wanted: bool
+
+    def keeps(self, prompt: str) -> bool:
+        """Whether a prompt is on this side: by its text alone, so that new rows and other columns move no old one."""
+        return (int(row_id("holdout", prompt)[:8], 16) / 2**32 < self.share) == self.wanted
 
 
 def draw(num_prompts: int, *, round: int, per_round: int, seed: int) -> list[int]:
-    """The row numbers that a round asks: none twice until all were asked, then reshuffled; none twice in one round."""
+    """The row numbers that a round asks: lap after lap through all rows, each lap shuffled anew.
+
+    No row is asked twice in a lap, nor twice in a round: a round that crosses into the next lap does not meet the rows
+    it has already, which come at that lap's end instead.
+    """
+    assert per_round <= num_prompts
     first = (round - 1) * per_round
-    lap, start = divmod(first, num_prompts)
-    picked = _shuffled(num_prompts, seed, lap)[start : start + per_round]
-    if len(picked) < per_round:
-        seen = set(picked)
-        again = [row for row in _shuffled(num_prompts, seed, lap + 1) if row not in seen]
-        picked += again[: per_round - len(picked)]
-    return picked
+    order = _shuffled(num_prompts, seed, 0)
+    for lap in range(1, (first + per_round - 1) // num_prompts + 1):
+        taken = (lap * num_prompts) % per_round
+        met = set(order[num_prompts - taken :])
+        fresh = _shuffled(num_prompts, seed, lap)
+        following = [row for row in fresh if row not in met] + [row for row in fresh if row in met]
+        if lap * num_prompts > first:
+            return order[first - (lap - 1) * num_prompts :] + following[: per_round - taken]
+        order = following
+    start = first % num_prompts
+    return order[start : start + per_round]
 
 
 def _shuffled(count: int, seed: int, lap: int) -> list[int]:

@@ -43,11 +43,15 @@ def result_table(rounds: list[dict[str, Any]]) -> Table:
             f"after round {report['round']}" if report["round"] else "before",
             f"{figures['reward']:.2f} ± {figures['reward_se']:.2f}" if figures else "-",
             share(figures["win_rate"], 1) if figures else "-",
-            *[f"{figures['holdout'][name]:.3f}" if figures else "-" for name in holdout],
+            *[_three_decimals(figures.get("holdout", {}).get(name)) for name in holdout],
             f"{report['pairs']['num_pairs']:,}" if "pairs" in report else "",
             f"{update['last']['loss']:.3f}" if update else "",
         )
     return table
+
+
+def _three_decimals(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def where_things_are(folder: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +22,8 @@ if TYPE_CHECKING:
     from pipeline.run import Run
 
 
-@dataclass(frozen=True, slots=True)
-class References:
-    """The references of a round and the tables of their log-probs."""
-
-    tables: Sequence[tuple[Weights, StageFolder]]
+References = Sequence[tuple[Weights, StageFolder]]
+"""The references of a round, each with the tables of its log-probs."""
 
 
 class Round:
@@ -108,9 +104,9 @@ class Round:
             lambda _: run.crew.scorers,
         )
         spread = figures.scored(rewarded.entries)
-        self._refuse_missing_rewards(spread)
+        self._refuse_missing_rewards(spread, scored)
         if draw.stream == POLICY_STREAM:
-            self._refuse_equal_rewards(spread)
+            self._refuse_equal_rewards(spread, scored)
             self.figures["score"] = spread
             self._tell("score", figures.scored_line(spread, rewarded.seconds), rewarded)
         return candidates, scored
@@ -130,6 +126,8 @@ class Round:
         )
         self.figures["pairs"] = figures.paired(pairs.entries(), done.entries)
         if not self.figures["pairs"]["num_pairs"]:
+            for refused in (pairs, fates):
+                refused.refuse("no pair")
             raise self._no_pair()
         self._tell("pair", figures.paired_line(self.figures["pairs"], done.seconds), done)
         return pairs
@@ -147,10 +145,11 @@ class Round:
             "prompt_too_long: shorter prompts or a smaller sample.max_new_tokens",
         )
 
-    def _refuse_missing_rewards(self, spread: figures.Figures) -> None:
+    def _refuse_missing_rewards(self, spread: figures.Figures, table: StageFolder) -> None:
         errors, scored = spread["num_errors"], spread["num_scored"]
         allowed = self.run.config.score.max_error_share
         if errors > allowed * (errors + scored):
+            table.refuse("rewards missing")
             raise StageError(
                 f"round {self.number}: score",
                 wanted=f"finite rewards for all but {allowed:.1%} of the answers (score.max_error_share)",
@@ -158,9 +157,10 @@ class Round:
                 fix="look at the reward on its own: NaN, infinity, None, or answers longer than its context",
             )
 
-    def _refuse_equal_rewards(self, spread: figures.Figures) -> None:
+    def _refuse_equal_rewards(self, spread: figures.Figures, table: StageFolder) -> None:
         scored = spread["num_scored"]
         if scored > 1 and spread["min"] == spread["max"]:
+            table.refuse("rewards all equal")
             raise StageError(
                 f"round {self.number}: score",
                 wanted="rewards that tell answers apart",
@@ -181,42 +181,45 @@ class Round:
             done = self._run_stage(
                 "reference",
                 [out],
-                {"pairs": data.digest(), "weights": weights.sha256, "dtype": run.config.policy.dtype},
+                {"pairs": data.digest(), "weights": weights.identity, "dtype": run.config.policy.dtype},
                 len(data.entries()),
                 lambda _, job=job: [job],  # type: ignore[misc]
                 lambda bar: _OneByOne(run.crew.trainers, lambda scored: bar.at(scored, 2 * num_pairs)),
             )
             num_answers = sum(entry.rows for entry in done.entries)
-            origin = "this round's start" if weights.sha256 == self.start.sha256 else f"of round {weights.round}"
-            self._tell("reference", f"{num_answers:,} answers under {origin}   {duration(done.seconds)}", done)
+            told = f"{num_answers:,} answers   {duration(done.seconds)}   under the policy of round {weights.round}"
+            if weights.identity == self.start.identity:
+                gap = run.crew.tasks.run(jobs.EngineGap(self._folder(CANDIDATES), out))
+                self.figures["engine_gap"] = gap
+                told += f", its start; the engine differs by {gap:.0e} nats a token"
+            self._tell("reference", told, done)
             tables.append((weights, out))
-        return References(tables)
+        return tables
 
     def update(self, start: Weights, data: StageFolder, references: References) -> Weights:
         """Train from `start` on all pairs; the new policy, published in the round's folder."""
         run, policy = self.run, self.folder / "policy"
         fingerprint = {
             "pairs": data.digest(),
-            "start": start.sha256,
-            "references": [weights.sha256 for weights, _ in references.tables],
+            "start": start.identity,
+            "references": [weights.identity for weights, _ in references],
             "update": run.config.update.identity(),
             "dtype": run.config.policy.dtype,
+            "pad_token": run.config.policy.pad_token,
             "seed": run.config.run.seed,
         }
         watch = Stopwatch()
         manifest = found_model(policy, fingerprint)
         if manifest is None:
-            job = jobs.UpdatePolicy(
-                start, data, references.tables, self.folder, fingerprint, self.number, run.config.run.seed
-            )
+            job = jobs.UpdatePolicy(start, data, references, self.folder, fingerprint, self.number, run.config.run.seed)
             with run.console.bar("update", total=None) as bar:
                 run.crew.trainers.run(job, on_report=lambda step: bar.at(step["step"], step["steps"]))
             manifest = found_model(policy, fingerprint)
             assert manifest is not None, "the training group published no policy"
             self._tell("update", figures.updated_line(manifest["update"], watch.seconds))
         self.figures["update"] = manifest["update"]
-        master = self.folder / "master"
-        return Weights(policy, manifest["sha256"], self.number, master if master.exists() else None)
+        master = self.folder / "master" if manifest["master_sha256"] else None
+        return Weights(policy, manifest["sha256"], self.number, master, manifest["master_sha256"])
 
     # ---- evaluate ---------------------------------------------------------------------------------------------------
 
@@ -248,8 +251,10 @@ class Round:
         """All that decides this round's result, as far as it is known before it runs."""
         config = self.run.config
         return {
-            "start": self.start.sha256,
-            "references": [weights.sha256 for weights in self.references],
+            "start": self.start.identity,
+            "references": [weights.identity for weights in self.references],
+            "policy_files": self.run.sources.policy_files,
+            "pad_token": config.policy.pad_token,
             "pool": self.run.pool.digest(),
             "evaluation": self.run.evaluation.digest() if self.run.evaluation else None,
             "rewards": [source.identity() for source in self.run.sources.rewards],

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from cluster.mapper import Tasks
 from pipeline import jobs, report
 from pipeline.artifacts import StageFolder, refuse_other_fingerprint, write_json
 from pipeline.config import Config
-from pipeline.console import Console
+from pipeline.console import Bar, Console
 from pipeline.crew import Crew
-from pipeline.figures import total
+from pipeline.figures import Figures
 from pipeline.lineage import Lineage, RoundRecord, describe
 from pipeline.plan import PromptSource, Sources
+from pipeline.prompts import HeldOut
 from pipeline.round import Round
-from pipeline.stage import Stage, run_stage
+from pipeline.run_folder import write_config
+from pipeline.stage import Done, Stage, run_stage
 from stages.contracts import PROMPTS
-from stages.errors import ConfigError, StageError
+from stages.errors import ConfigError
 from stages.protocols import Weights
-from stages.weights import weights_sha256
 
 
 class Run:
@@ -41,7 +42,7 @@ class Run:
     # ---- prompts ----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Check the tokenizers, then read the prompts of training and evaluation.
+        """Check the tokenizers, then read the prompts of evaluation and training.
 
         Raises:
             PrefloopError: for anything in them that cannot be used.
@@ -49,77 +50,86 @@ class Run:
         policy = (self.sources.policy.path, self.config.policy.pad_token, "policy.path")
         rewards = [(r.folder, r.config.pad_token, r.key) for r in self.sources.rewards if r.config.type == "model"]
         self.crew.tasks.run(jobs.CheckTokenizers([policy, *rewards]))  # type: ignore[list-item]
-        merged = self._prepare_evaluation() + self._prepare_pool()
-        num_prompts = self.pool.entry(0).rows
-        if num_prompts < self.config.prompts.per_round:
+        self._prepare_evaluation()
+        stats = self._prepare_pool().entries[0].stats
+        num_prompts, wanted = self.pool.entry(0).rows, self.config.prompts.per_round
+        if num_prompts < wanted:
             raise ConfigError(
                 "prompts.per_round",
                 wanted=f"at most the {num_prompts} different prompts there are to train on",
-                got=str(self.config.prompts.per_round),
+                got=str(wanted),
                 fix=f"--set prompts.per_round={num_prompts}",
             )
-        held = f", {self.evaluation_size():,} held out for evaluation" if self.evaluation else ""
-        more = f"; {merged} repeated rows merged" if merged else ""
-        self.console.line("", "prompts", f"{num_prompts:,} to train on{held}{more}")
+        told = f"{num_prompts:,} to train on"
+        if self.evaluation is not None:
+            told += f", {sum(entry.rows for entry in self.evaluation.entries()):,} held out for evaluation"
+        if stats["merged"]:
+            told += f"; {stats['merged']:,.0f} repeated rows merged"
+        if stats["evaluated"]:
+            told += f"; {stats['evaluated']:,.0f} left out of training, since they are evaluated on"
+        if self.config.rounds * wanted > num_prompts:
+            told += f"; asked again, reshuffled, after {num_prompts // wanted} rounds"
+        self.console.line("", "prompts", told)
 
-    def evaluation_size(self) -> int:
-        return sum(entry.rows for entry in self.evaluation.entries()) if self.evaluation else 0
-
-    def _prepare_evaluation(self) -> int:
-        evaluate = self.config.evaluate
-        if evaluate is None or self.evaluation is None or self.sources.evaluation is None:
-            return 0
+    def _prepare_evaluation(self) -> None:
+        evaluate, source = self.config.evaluate, self.sources.evaluation
+        if evaluate is None or self.evaluation is None or source is None:
+            return
         drawn = StageFolder(self.folder / "evaluation" / "drawn", PROMPTS)
+        held = None if evaluate.holdout is None else HeldOut(evaluate.holdout, wanted=True)
         columns = evaluate.columns or self.config.prompts.columns
-        keep = "all" if evaluate.holdout is None else "heldout"
-        merged = self._read_prompts(drawn, self.sources.evaluation, columns, keep, limit=evaluate.num_prompts)
-        size = self.config.prompts.shard_size
-        cut = jobs.AllPrompts(drawn, self.evaluation, size)
+        self._read_prompts(drawn, source, columns, held_out=held, limit=evaluate.num_prompts)
+        size, cut = self.config.prompts.shard_size, self.evaluation
+        job = jobs.AllPrompts(drawn, cut, size)
         num_shards = -(-drawn.entry(0).rows // size)
         fingerprint = {"drawn": drawn.digest(), "shard_size": size}
-        stage = Stage("prompts", [self.evaluation], fingerprint, num_shards, lambda _: [cut], lambda _: self.crew.tasks)
-        run_stage(stage, self.console)
-        return merged
+        run_stage(Stage("prompts", [cut], fingerprint, num_shards, lambda _: [job], self._tasks), self.console)
 
-    def _prepare_pool(self) -> int:
+    def _prepare_pool(self) -> Done:
         evaluate = self.config.evaluate
-        keep = "train" if evaluate is not None and evaluate.holdout is not None else "all"
-        return self._read_prompts(self.pool, self.sources.prompts, self.config.prompts.columns, keep)
+        held = None if evaluate is None or evaluate.holdout is None else HeldOut(evaluate.holdout, wanted=False)
+        source, columns = self.sources.prompts, self.config.prompts.columns
+        return self._read_prompts(self.pool, source, columns, held_out=held, exclude=self.evaluation)
 
     def _read_prompts(
-        self, out: StageFolder, source: PromptSource, columns: dict[str, str], keep: str, limit: int | None = None
-    ) -> int:
-        """A source as one published table; returns how many repeated rows were merged."""
-        evaluated = self.evaluation if limit is None else None
-        holdout = (self.config.evaluate.holdout if self.config.evaluate else None) or 0.0
+        self,
+        out: StageFolder,
+        source: PromptSource,
+        columns: dict[str, str],
+        *,
+        held_out: HeldOut | None,
+        exclude: StageFolder | None = None,
+        limit: int | None = None,
+    ) -> Done:
+        """A source as one published table."""
         seed, system = self.config.run.seed, self.config.prompts.system
         job = jobs.PreparePrompts(
-            source.path,
-            source.key,
-            self.sources.policy.path,
-            self.config.policy.pad_token,
-            columns,
-            system,
-            out,
-            seed,
-            keep,
-            holdout,
-            evaluated,
-            limit,
+            source=source.path,
+            key=source.key,
+            tokenizer=self.sources.policy.path,
+            pad_token=self.config.policy.pad_token,
+            columns=columns,
+            system=system,
+            out=out,
+            seed=seed,
+            held_out=held_out,
+            exclude=exclude,
+            limit=limit,
         )
         fingerprint = {
             "source": source.sha256,
-            "policy": self.sources.policy.sha256,
+            "tokenizer": self.sources.policy_files,
             "columns": columns,
             "system": system,
-            "keep": keep,
-            "holdout": holdout,
-            "evaluated": evaluated.digest() if evaluated else None,
+            "held_out": None if held_out is None else [held_out.share, held_out.wanted],
+            "exclude": exclude.digest() if exclude else None,
             "limit": limit,
             "seed": seed if limit is not None else None,
         }
-        stage = Stage("prompts", [out], fingerprint, 1, lambda _: [job], lambda _: self.crew.tasks)
-        return int(total(run_stage(stage, self.console).entries, "merged"))
+        return run_stage(Stage("prompts", [out], fingerprint, 1, lambda _: [job], self._tasks), self.console)
+
+    def _tasks(self, _bar: Bar) -> Tasks:
+        return self.crew.tasks
 
     # ---- rounds -----------------------------------------------------------------------------------------------------
 
@@ -148,20 +158,26 @@ class Run:
                 yield rnd
                 continue
             refuse_other_fingerprint(rnd.folder, settled.fingerprint, rnd.fingerprint)
-            self._refuse_changed(settled.result)
+            settled.result.refuse_changed()
             self.console.line(f"round {number}/{self.config.rounds}", "finished", "nothing to do")
+        self._publish()
 
-    def settle(self, rnd: Round, figures: dict[str, Any]) -> None:
-        """Promote a round's result: it is the next round's start, and the run's result so far."""
-        policy = rnd.folder / "policy"
-        master = rnd.folder / "master"
-        result = Weights(policy, weights_sha256(policy), rnd.number, master if master.exists() else None)
+    def settle(self, rnd: Round, result: Weights, figures: Figures) -> None:
+        """Promote a round's result, whatever its figures: it is the next round's start, and the run's result so far."""
         decision, reason = "promote", "every result is promoted: this run has no gate"
         rnd.write_report(decision, reason)
-        self.lineage.settle(
-            RoundRecord(rnd.number, rnd.start, list(rnd.references), result, decision, reason, rnd.fingerprint)
-        )
-        self._publish_result(result)
+        references = list(rnd.references)
+        self.lineage.settle(RoundRecord(rnd.number, rnd.start, references, result, decision, reason, rnd.fingerprint))
+        self._publish()
+
+    def _publish(self) -> None:
+        """Write what follows from the lineage: the config that made it, the result's name and link, the reports."""
+        write_config(self.config)
+        write_json(self.folder / "final.json", describe(self.result, self.folder))
+        link, scratch = self.folder / "final", self.folder / ".final"
+        scratch.unlink(missing_ok=True)
+        scratch.symlink_to(self.result.path.relative_to(self.folder))
+        scratch.replace(link)
         report.write_reports(self.folder)
 
     def _references(self, number: int, start: Weights) -> list[Weights]:
@@ -171,19 +187,3 @@ class Run:
         if kind == "previous" and number > 1:
             return [self.lineage.rounds[number - 2].start]
         return [start]
-
-    def _refuse_changed(self, weights: Weights) -> None:
-        if weights_sha256(weights.path) != weights.sha256:
-            raise StageError(
-                str(weights.path),
-                wanted=f"the weights that the round published, sha256 {weights.sha256}",
-                got="other weights",
-                fix="restore the folder, or start a run of another name",
-            )
-
-    def _publish_result(self, result: Weights) -> None:
-        write_json(self.folder / "final.json", describe(result, self.folder))
-        link, scratch = self.folder / "final", self.folder / ".final"
-        scratch.unlink(missing_ok=True)
-        scratch.symlink_to(result.path.relative_to(self.folder))
-        scratch.replace(link)

@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.session import Devices, session, set_environment
+from cluster.session import Devices, refuse_unless_it_fits, session, set_environment
 from pipeline import embedded
 from pipeline.config import Config, load_config
 from pipeline.console import Console, Stopwatch, duration
 from pipeline.plan import Sources, find_sources, lay_out
 from pipeline.report import result_table, round_reports, where_things_are
-from pipeline.run_folder import next_log_dir, only_run, write_config
+from pipeline.run_folder import next_log_dir, only_run
 from stages.errors import PrefloopError
 
 
@@ -45,25 +45,26 @@ def run(config_file: Path, overrides: Sequence[str]) -> None:
     console.table(result_table(round_reports(folder)))
     console.text()
     console.text(where_things_are(folder))
-    console.text(f"\n{config.rounds} rounds in {duration(watch.seconds)}")
+    console.text(f"\n{config.rounds} rounds; this call took {duration(watch.seconds)}")
 
 
 def _align(config: Config, beside: Path, log_dir: Path, console: Console) -> None:
     """The run itself; modules of reward functions are looked for `beside` the config first."""
     sys.path.insert(0, str(beside))
-    sources = _find(config, console, log_dir)
     set_environment(config.cluster)
+    sources = _find(config, console, log_dir)
     # From here on Ray is imported.
     from pipeline.crew import Crew
     from pipeline.driver import align
     from pipeline.run import Run
 
     with session(config.cluster, log_dir=log_dir, search_path=[beside]) as devices:
-        crew = Crew(config, sources, lay_out(config, devices), log_dir=log_dir)
+        layout = lay_out(config, devices)
+        refuse_unless_it_fits(layout.workers)
+        crew = Crew(config, sources, layout, log_dir=log_dir)
         _announce(config, devices, console)
         run = Run(config, sources, crew, console)
         run.prepare()
-        write_config(config)
         align(run)
         crew.close()  # after an error, the end of the session ends them too
 

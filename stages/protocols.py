@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from stages.errors import StageError
 from stages.sample.config import SampleConfig
 from stages.vocab import FinishReason, RewardRole
+from stages.weights import weights_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +22,39 @@ class Weights:
         sha256: see `stages.weights.weights_sha256`.
         round: the round that made them; 0 for the first policy.
         master: the same weights in float32, where the policy's dtype is another.
+        master_sha256: of the master; two masters may round to the same policy.
     """
 
     path: Path
     sha256: str
     round: int
     master: Path | None = None
+    master_sha256: str | None = None
+
+    @classmethod
+    def found(cls, path: Path, *, round: int, master: Path | None = None) -> Weights:
+        """The weights in a folder, hashed."""
+        return cls(path, weights_sha256(path), round, master, weights_sha256(master) if master else None)
+
+    @property
+    def identity(self) -> str:
+        """What training from these weights, or referring to them, depends on."""
+        return self.master_sha256 or self.sha256
+
+    def refuse_changed(self) -> None:
+        """Check that the folders still hold these weights.
+
+        Raises:
+            StageError: if one of them does not.
+        """
+        for folder, wanted in ((self.path, self.sha256), (self.master, self.master_sha256)):
+            if folder is not None and (got := weights_sha256(folder)) != wanted:
+                raise StageError(
+                    str(folder),
+                    wanted=f"weights with sha256 {wanted}",
+                    got=got,
+                    fix="restore the folder, or start a run of another name",
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from stages.errors import InputError
 
 _CHUNK_BYTES = 1 << 20
+_MEANING = (".json", ".model", ".txt", ".jinja")
 
 
 def file_sha256(path: Path) -> str:
@@ -17,6 +18,13 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def files_sha256(folder: Path) -> str:
+    """A hash of what stands beside the weights and decides what they mean: config, tokenizer, chat template."""
+    files = sorted(f for f in folder.iterdir() if f.suffix in _MEANING and f.name != "manifest.json")
+    lines = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def weights_sha256(folder: Path) -> str:

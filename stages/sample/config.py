@@ -11,7 +11,7 @@ class SampleConfig(Settings):
     """How answers are sampled; the names are vLLM's."""
 
     num_generations: int = Field(8, ge=1, le=4096, description="answers a prompt")
-    temperature: float = Field(1.0, ge=0, description="0 is greedy: then all answers to a prompt are equal")
+    temperature: float = Field(1.0, gt=0, description="above 0: greedy answers to a prompt would all be equal")
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, description="0: all tokens")
     min_p: float = Field(0.0, ge=0, le=1)

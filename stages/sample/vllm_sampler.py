@@ -13,10 +13,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from stages.errors import InputError, StageError
+from stages.errors import InputError
 from stages.protocols import Answer, SampleRequest, Weights
 from stages.sample.config import SampleConfig
-from stages.weights import weights_sha256
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -57,14 +56,7 @@ class VLLMSampler:
         if self._loaded == weights.sha256:
             return
         self.close()
-        found = weights_sha256(weights.path)
-        if found != weights.sha256:
-            raise StageError(
-                f"sample refused {weights.path}",
-                wanted=f"weights with sha256 {weights.sha256}",
-                got=found,
-                fix="restore the folder, or delete the rounds made from it and run again",
-            )
+        weights.refuse_changed()
         self._llm = self._start(weights)
         self._loaded = weights.sha256
 

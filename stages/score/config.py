@@ -7,13 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stages.settings import Settings, where
-from stages.vocab import RewardRole
 
 
 class _Reward(Settings):
     name: str | None = Field(None, description="in tables and reports; null: from the path or the function")
     weight: float = Field(1.0, description="of this reward in the sum that makes pairs")
-    role: RewardRole = Field("main", description="holdout: reported, never trained on")
+    role: Literal["main", "holdout"] = Field("main", description="holdout: reported, never trained on")
 
 
 class ModelReward(_Reward):

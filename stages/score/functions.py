@@ -32,7 +32,7 @@ def find_function(target: str) -> RewardFunction:
     module_name, _, name = target.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a user's module may raise anything
         raise InputError(
             f"score.rewards target {target}",
             wanted="module:function that can be imported",

@@ -45,6 +45,8 @@ def start_engine(model: Any, config: UpdateConfig, *, dtype: str, device: torch.
             "gradient_clipping": config.max_grad_norm,
             "zero_optimization": {"stage": config.zero_stage},
             "bf16": {"enabled": dtype == "bfloat16"},
+            # Told nothing, DeepSpeed adds up micro-batches in bfloat16, and the result depends on their size.
+            "data_types": {"grad_accum_dtype": "fp32"},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
         },
@@ -89,8 +91,7 @@ def set_float32_state(engine: Any, state: Mapping[str, torch.Tensor]) -> None:
     from deepspeed.utils import safe_set_full_fp32_param
 
     for name, parameter in engine.module.named_parameters():
-        if name in state:
-            safe_set_full_fp32_param(parameter, state[name].to(parameter.device))
+        safe_set_full_fp32_param(parameter, state[name].to(parameter.device))
 
 
 def _persistent_buffers(module: Any) -> set[str]:

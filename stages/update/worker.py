@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from stages.errors import StageError
 from stages.protocols import Weights
 from stages.update import deepspeed_engine
 from stages.update.batching import deal, global_batches, num_steps, token_batch
@@ -44,6 +45,7 @@ class Trainer:
 
     def __init__(self, config: UpdateConfig, *, dtype: str, pad_token: str | None, num_threads: int) -> None:
         self.config, self.dtype, self._pad_token = config, dtype, pad_token
+        self._objective = OBJECTIVES[config.loss_type]
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
@@ -59,6 +61,8 @@ class Trainer:
         """Hold these weights, with a fresh optimizer; where there is a float32 master, from that."""
         if self._weights == weights and self._num_steps == 0:
             return
+        if self.rank == 0:
+            weights.refuse_changed()
         if self._engine is not None:
             deepspeed_engine.stop_engine(self._engine)
             self._engine = None
@@ -75,6 +79,8 @@ class Trainer:
         """
         assert self._engine is not None and self._weights is not None
         state = deepspeed_engine.float32_state(self._engine)
+        for tensor in state.values():
+            self._refuse_nonfinite(tensor, self._num_steps - 1, "policy")
         if self.rank == 0:
             targets = {"policy": self.dtype} | ({} if self.dtype == "float32" else {"master": "float32"})
             for name, dtype in targets.items():
@@ -107,8 +113,8 @@ class Trainer:
 
         Never below float32's floor: a few short answers may agree by chance.
         """
-        rows = list(answers[:_GATE_SAMPLE])
-        together = self._score(rows)
+        rows, size = list(answers[:_GATE_SAMPLE]), 2 * self.config.micro_batch_size
+        together = torch.cat([self._score(rows[i : i + size]) for i in range(0, len(rows), size)])
         alone = torch.cat([self._score([row]) for row in rows])
         return max(FLOAT32_GATE_FLOOR, 3 * (together - alone).abs().mean().item())
 
@@ -144,7 +150,8 @@ class Trainer:
         """
         config = self.config
         total = num_steps(len(rows), size=config.global_batch_size, num_epochs=config.num_train_epochs)
-        params = config.objective_params(gate_floor=self._gate_floor(rows))
+        gate_floor = self._gate_floor(rows) if self._objective.gated else None
+        params = config.objective_params(gate_floor=gate_floor or 0.0)
         first: dict[str, float] = {}
         last: dict[str, float] = {}
         batches = global_batches(
@@ -152,13 +159,13 @@ class Trainer:
         )
         for step, batch in enumerate(batches):
             own_reference = from_reference and step == 0
-            last = self._step([rows[i] for i in batch], references, params, own_reference, step, total)
+            last = self._step([rows[i] for i in batch], references, params, gate_floor, own_reference, step, total)
             first = first or last
             if own_reference and not config.loss_params:
                 assert last["loss"] == float(torch.tensor(LN2)), f"the first loss is {last['loss']!r}, not ln 2"
             if on_step is not None and self.rank == 0:
                 on_step(last)
-        return UpdateSummary(total, len(rows), first, last, getattr(params, "gate_floor", None))
+        return UpdateSummary(total, len(rows), first, last, gate_floor)
 
     def _gate_floor(self, rows: Sequence[PairRow]) -> float:
         if self.config.gate_floor is not None:
@@ -174,6 +181,7 @@ class Trainer:
         batch: Sequence[PairRow],
         references: Sequence[Mapping[str, float]],
         params: Any,
+        gate_floor: float | None,
         own_reference: bool,
         step: int,
         total: int,
@@ -182,7 +190,7 @@ class Trainer:
         started = time.monotonic()
         rate = learning_rate_at(step, total, self.config)
         deepspeed_engine.set_learning_rate(self._engine, rate)
-        metrics = StepMetrics(beta=self.config.beta, gate_floor=getattr(params, "gate_floor", 0.0))
+        metrics = StepMetrics(beta=self.config.beta, gate_floor=gate_floor or 0.0)
         counts = {"pairs": len(batch), "tokens": sum(len(row.chosen_token_ids) for row in batch)}
         parts = deal(
             range(len(batch)),
@@ -193,7 +201,8 @@ class Trainer:
         for part in parts:
             rows = [batch[i] for i in part]
             pairs = self._pairs(rows or [batch[0]], references, own_reference)
-            terms = OBJECTIVES[self.config.loss_type].loss(pairs, params)
+            self._refuse_nonfinite(torch.cat([pairs.chosen_B, pairs.rejected_B]), step, "log-probs")
+            terms = self._objective.loss(pairs, params)
             real = 1.0 if rows else 0.0
             shares = [(term.loss_B * term.weight_B).sum() / counts[term.normaliser] for term in terms]
             # DeepSpeed averages over the ranks; the loss is a mean over the global batch.
@@ -202,11 +211,13 @@ class Trainer:
                 metrics.add(pairs, torch.stack([term.loss_B.detach() for term in terms]).sum(0))
         self._engine.step()
         self._num_steps += 1
+        grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
+        self._refuse_nonfinite(torch.tensor(grad_norm), step, "gradient")
         return {
             "step": step + 1,
             "steps": total,
             **metrics.over_all_ranks(self.device),
-            "grad_norm": float(self._engine.get_global_grad_norm() or 0.0),
+            "grad_norm": grad_norm,
             "learning_rate": rate,
             "step_s": time.monotonic() - started,
         }
@@ -224,6 +235,15 @@ class Trainer:
             ref_rejected_RB = self._tensor([[ref[row.rejected_id] for row in rows] for ref in references])
         lengths = [self._tensor([len(ids) for ids in answers]) for answers in (chosen, rejected)]
         return Pairs(chosen_B, rejected_B, ref_chosen_RB, ref_rejected_RB, *lengths)
+
+    def _refuse_nonfinite(self, values: torch.Tensor, step: int, what: str) -> None:
+        if not torch.isfinite(values).all():
+            raise StageError(
+                f"update, step {step + 1}",
+                wanted=f"a finite {what}",
+                got="NaN or infinity",
+                fix=f"lower update.learning_rate (now {self.config.learning_rate:g}); the last policy stands",
+            )
 
     def _tensor(self, values: Any) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)

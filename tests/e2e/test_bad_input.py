@@ -18,7 +18,7 @@ def nan(prompts, completions, **columns):
 
 
 def length(prompts, completions, **columns):
-    return [len(c) + hash(c) % 7 / 100 for c in completions]
+    return [len(c) + sum(map(ord, c)) % 7 / 100 for c in completions]
 """
 
 
@@ -42,6 +42,9 @@ def refused(outcome, *says: str, code: int = 1) -> None:
         (["score.rewards.1.target=no.module:f"], 1, "no.module"),
         (["update.learning_rat=1"], 2, "update.learning_rate"),
         (["rounds=-1"], 2, "rounds"),
+        (["sample.temperature=0"], 2, "sample.temperature"),
+        (["model={path: x}"], 2, "policy"),
+        (["cluster.address=127.0.0.1:1"], 1, "cluster.address"),
     ],
 )
 def test_refused_before_anything_starts(prefloop, overrides, code, says):
@@ -108,11 +111,23 @@ def test_a_round_without_a_pair_stops_with_the_fates_and_the_spread(sampled_run)
 )
 def test_rewards_that_say_nothing_stop_the_run(sampled_run, prefloop, function, says):
     run, _ = sampled_run
-    source, target = prefloop.runs / "stopped", prefloop.runs / function
-    shutil.copytree(source, target)
+    target = prefloop.runs / function
+    shutil.copytree(prefloop.runs / "stopped", target)
     for name in ("scored", "pairs", "fates"):
         shutil.rmtree(target / "round-0001" / name)
     refused(run(function, function), says)
+
+
+def test_what_was_refused_can_be_mended_and_the_same_run_goes_on(sampled_run, prefloop):
+    """After "no pair" the advice is followed: the samples are kept, the pairs are made anew, a policy comes out."""
+    run, _ = sampled_run
+    candidates = prefloop.runs / "stopped" / "round-0001" / "candidates" / "part-00000.parquet"
+    before = candidates.stat().st_mtime_ns
+    outcome = run("stopped", "length", "pair.min_margin=0.01")
+    assert outcome.code == 0, outcome.err
+    assert "sample" not in outcome.out and "update" in outcome.out
+    assert candidates.stat().st_mtime_ns == before
+    assert (prefloop.runs / "stopped" / "final" / "model.safetensors").exists()
 
 
 def test_a_folder_that_another_run_holds_is_refused(prefloop):

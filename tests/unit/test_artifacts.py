@@ -71,11 +71,31 @@ def test_a_table_of_another_contract_is_not_published(folder):
 
 
 def test_another_fingerprint_is_refused_with_the_differing_fields_only(folder):
+    folder.publish(0, table())
     folder.begin({"pair": {"min_margin": 0.5}, "seed": 0})
     with pytest.raises(FingerprintError) as caught:
         folder.begin({"pair": {"min_margin": 0.75}, "seed": 0})
     assert caught.value.wanted == "pair.min_margin: 0.75"
     assert caught.value.got == "pair.min_margin: 0.5"
+
+
+def test_a_claim_without_a_part_gives_way_so_that_what_failed_can_be_mended(folder):
+    folder.begin({"pair": {"min_margin": 0.75}, "seed": 0})
+    folder.publish(0, table())
+    folder.close(1)
+    assert read_json(folder.path / "manifest.json")["fingerprint"]["pair"] == {"min_margin": 0.75}
+
+
+def test_a_refused_result_stays_until_it_is_made_in_another_way(folder):
+    folder.publish(0, table())
+    folder.close(1)
+    folder.refuse("no pair")
+    folder.begin({"pair": {"min_margin": 0.5}, "seed": 0})
+    assert folder.is_closed()
+    folder.refuse("no pair")
+    folder.begin({"pair": {"min_margin": 0.1}, "seed": 0})
+    assert not folder.is_closed()
+    assert folder.missing(1) == [0]
 
 
 def test_a_model_folder_counts_once_its_manifest_is_there(tmp_path):

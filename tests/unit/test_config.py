@@ -36,6 +36,10 @@ def test_a_misspelt_word_is_answered_with_the_nearest_known_one(override, fix):
     ("override", "where"),
     [
         ("rounds=0", "rounds"),
+        ("sample.temperature=0", "sample.temperature"),
+        ("model={path: x}", "quickstart.yaml: model"),
+        ("score.rewards.0.model=x", "score.rewards.0.model"),
+        ("score.rewards.0.role=auxiliary", "score.rewards.0.role"),
         ("sample.num_generations=1", "sample.num_generations"),
         ("sample.max_model_len=8", "sample.max_new_tokens"),
         ("update.loss_params={label_smoothing: 0.1}", "update.loss_params.label_smoothing"),

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.prompts import distinct, draw, is_held_out, prompt_rows, read_rows
+from pipeline.prompts import HeldOut, distinct, draw, prompt_rows, read_rows
 from stages.errors import InputError
-from stages.seeds import row_id
 from stages.tokenizers import load_tokenizer
 
 
@@ -106,16 +105,18 @@ def test_a_mapped_column_that_is_not_there_is_refused(tmp_path, tokenizer):
         table_of(write(tmp_path / "a.jsonl", ROWS), tokenizer, prompt="question")
 
 
-@given(st.integers(1, 60), st.integers(1, 5), st.data())
-def test_no_prompt_is_drawn_twice_until_all_were(num_prompts, seed, data):
+@given(st.integers(1, 40), st.integers(0, 5), st.data())
+def test_every_lap_asks_every_prompt_once_and_no_round_asks_one_twice(num_prompts, seed, data):
     per_round = data.draw(st.integers(1, num_prompts))
-    rounds = [draw(num_prompts, round=r, per_round=per_round, seed=seed) for r in range(1, 6)]
+    rounds = [draw(num_prompts, round=r, per_round=per_round, seed=seed) for r in range(1, 4 * num_prompts + 1)]
     assert all(len(set(rows)) == len(rows) == per_round for rows in rounds)
-    within_first_lap = [row for rows in rounds[: num_prompts // per_round] for row in rows]
-    assert len(set(within_first_lap)) == len(within_first_lap)
+    asked = [row for rows in rounds for row in rows]
+    for lap in range(len(asked) // num_prompts):
+        assert sorted(asked[lap * num_prompts : (lap + 1) * num_prompts]) == list(range(num_prompts))
 
 
-def test_holding_out_goes_by_the_id_alone():
-    ids = [row_id("prompt", i) for i in range(4000)]
-    share = sum(is_held_out(prompt_id, 0.1) for prompt_id in ids) / len(ids)
-    assert share == pytest.approx(0.1, abs=0.02)
+def test_holding_out_goes_by_the_text_alone_and_every_prompt_is_on_one_side():
+    texts = [f"prompt {i}" for i in range(4000)]
+    held = [HeldOut(0.1, wanted=True).keeps(text) for text in texts]
+    assert held == [not HeldOut(0.1, wanted=False).keeps(text) for text in texts]
+    assert sum(held) / len(held) == pytest.approx(0.1, abs=0.02)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ranks import on_ranks
 
+from stages.errors import StageError
 from stages.protocols import Weights
 from stages.update.batching import global_batches, token_batch
 from stages.update.config import UpdateConfig
@@ -43,7 +44,7 @@ def updated(folder: Path, count: int, options: dict, out: Path | None = None):
     from stages.update.worker import Trainer
 
     trainer = Trainer(UpdateConfig(**BASE | options), dtype="float32", pad_token=None, num_threads=1)
-    start = Weights(folder, "start", 0)
+    start = Weights.found(folder, round=0)
     trainer.load(start)
     rows, steps = some_rows(count), []
     references = [trainer.logps(answers_of(rows))]
@@ -167,13 +168,13 @@ def saved_and_loaded(folder: Path, out: Path, dtype: str):
     from stages.update.worker import Trainer
 
     trainer = Trainer(UpdateConfig(**BASE), dtype=dtype, pad_token=None, num_threads=1)
-    trainer.load(Weights(folder, "start", 0))
+    trainer.load(Weights.found(folder, round=0))
     rows = some_rows(6)
     summary = trainer.update(rows, [trainer.logps(answers_of(rows))], from_reference=True, seed=SEED)
     trained = deepspeed_engine.float32_state(trainer._engine)
     trainer.save(out)
     master = out / "master"
-    trainer.load(Weights(out / "policy", "saved", 1, master if master.exists() else None))
+    trainer.load(Weights.found(out / "policy", round=1, master=master if master.exists() else None))
     return trained, deepspeed_engine.float32_state(trainer._engine), summary
 
 
@@ -199,3 +200,92 @@ def test_what_is_published_is_a_hugging_face_folder_with_its_tokenizer(policy_fo
     assert AutoTokenizer.from_pretrained(tmp_path / "policy")("48315>").input_ids == [1, 8, 12, 7, 5, 9, 14]
     assert model.generation_config.eos_token_id == 2
     assert not list((tmp_path / "policy").glob("*.bin"))
+
+
+def after_updates(folder: Path, cases: list[dict], dtype: str):
+    """Float32 weights after an update under each of some options, from the same start."""
+    from stages.update import deepspeed_engine
+    from stages.update.worker import Trainer
+
+    states, rows = [], some_rows(8)
+    for options in cases:
+        config = UpdateConfig(**BASE | {"global_batch_size": 8, "learning_rate": 1e-3} | options)
+        trainer = Trainer(config, dtype=dtype, pad_token=None, num_threads=1)
+        trainer.load(Weights.found(folder, round=0))
+        references = [trainer.logps(answers_of(rows))]
+        trainer.update(rows, references, from_reference=True, seed=SEED)
+        states.append(deepspeed_engine.float32_state(trainer._engine))
+    return states
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_in_bfloat16_too_gradients_add_up_in_float32(policy_folder, zero_stage):
+    """One forward over all pairs against one a pair: what is left is the forward's own rounding."""
+    cases = [{"micro_batch_size": size, "zero_stage": zero_stage} for size in (8, 1)]
+    ((together, alone),) = on_ranks(1, after_updates, policy_folder, cases, "bfloat16")
+    assert difference(alone, together, read_weights(policy_folder)) < 0.15
+
+
+def against_another_reference(folder: Path, reference: Path):
+    """The first step's metrics where the policy does not start from its reference, and both models' log-probs."""
+    from stages.update.worker import Trainer
+
+    trainer = Trainer(UpdateConfig(**BASE | {"global_batch_size": 6}), dtype="float32", pad_token=None, num_threads=1)
+    rows, steps = some_rows(6), []
+    trainer.load(Weights.found(reference, round=0))
+    theirs = trainer.logps(answers_of(rows))
+    trainer.load(Weights.found(folder, round=1))
+    ours = trainer.logps(answers_of(rows))
+    trainer.update(rows, [theirs], from_reference=False, seed=SEED, on_step=steps.append)
+    return steps[0], ours, theirs
+
+
+def test_a_reference_that_is_not_the_start_is_the_one_that_was_scored(policy_folder, tmp_path):
+    model = load_policy(policy_folder, dtype="float32")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    model.save_pretrained(tmp_path)
+    ((first, ours, theirs),) = on_ranks(1, against_another_reference, tmp_path, policy_folder)
+    r_w = torch.tensor([ours[row.chosen_id] - theirs[row.chosen_id] for row in some_rows(6)])
+    r_l = torch.tensor([ours[row.rejected_id] - theirs[row.rejected_id] for row in some_rows(6)])
+    zero = torch.zeros(1, 6)
+    pairs = Pairs(r_w, r_l, zero, zero, torch.ones(6), torch.ones(6))
+    expected = minor_dpo(pairs, MinorDPOParams(beta=0.1, gate_floor=1e-3))[0].loss_B.mean().item()
+    assert first["loss"] == pytest.approx(expected, abs=1e-5)
+    assert abs(first["loss"] - 0.6931) > 1e-3
+
+
+def diverging(folder: Path) -> str:
+    from stages.update.worker import Trainer
+
+    options = {"learning_rate": 1e30, "num_train_epochs": 3, "warmup_ratio": 0.0}
+    trainer = Trainer(UpdateConfig(**BASE | options), dtype="float32", pad_token=None, num_threads=1)
+    trainer.load(Weights.found(folder, round=0))
+    rows = some_rows(6)
+    try:
+        trainer.update(rows, [trainer.logps(answers_of(rows))], from_reference=True, seed=SEED)
+    except StageError as error:
+        return str(error)
+    return "no error"
+
+
+def test_an_update_that_diverges_is_refused_with_the_learning_rate(policy_folder):
+    (says,) = on_ranks(1, diverging, policy_folder)
+    assert "lower update.learning_rate" in says
+
+
+def changed_under_the_trainer(folder: Path) -> str:
+    from stages.update.worker import Trainer
+
+    trainer = Trainer(UpdateConfig(**BASE), dtype="float32", pad_token=None, num_threads=1)
+    try:
+        trainer.load(Weights(folder, "0" * 64, 0))
+    except StageError as error:
+        return str(error)
+    return "no error"
+
+
+def test_weights_that_are_not_the_published_ones_are_refused(policy_folder):
+    (says,) = on_ranks(1, changed_under_the_trainer, policy_folder)
+    assert "sha256" in says

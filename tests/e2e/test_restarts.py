@@ -1,0 +1,104 @@
+"""Workers that die: they are started again, and their job is given to them once more. Real Ray, real deaths."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+
+from cluster.config import ClusterConfig
+from cluster.session import Resources, session, set_environment
+
+folder = Path(sys.argv[1])
+
+
+class DieOnce:
+    def __init__(self, name): self.name = name
+    def __call__(self, state, report=None):
+        marker = folder / self.name
+        if not marker.exists():
+            marker.touch()
+            os._exit(9)
+        if report is not None:
+            report(self.name)
+        return self.name
+
+
+class DieAlways:
+    def __call__(self, state, report=None): os._exit(9)
+
+
+class Refuse:
+    def __call__(self, state, report=None): raise ValueError("mend this")
+
+
+config = ClusterConfig()
+set_environment(config)
+from cluster.errors import WorkerLost
+from cluster.mapper import Pool
+from cluster.workers import TrainingGroup
+
+share = Resources(0.3, 0)
+
+
+def attempt(work):
+    try:
+        return work()
+    except (ValueError, WorkerLost) as error:
+        return type(error).__name__
+
+
+with session(config, log_dir=folder, search_path=[folder]):
+    pool = Pool(object, name="pool", size=2, resources=share, log_dir=folder, max_restarts=1)
+    print("pool", sorted(pool.map([DieOnce("a"), DieOnce("b")])))
+    print("pool refusal", attempt(lambda: list(pool.map([Refuse()]))))
+    print("pool lost", attempt(lambda: list(pool.map([DieAlways()]))))
+    pool.close()
+
+    def group():
+        return TrainingGroup(object, size=2, resources=share, refusals=(ValueError,), storage=folder / "train",
+                             log_dir=folder, max_restarts=1)
+
+    reports, first = [], group()
+    print("group", first.run(DieOnce("c"), on_report=reports.append), reports)
+    print("group again", first.run(DieOnce("a"), on_report=print))
+    first.close()
+    second = group()
+    print("group refusal", attempt(lambda: second.run(Refuse(), on_report=print)))
+    third = group()
+    print("group lost", attempt(lambda: third.run(DieAlways(), on_report=print)))
+"""
+
+
+@pytest.mark.slow
+def test_dead_workers_are_replaced_and_refusals_are_told_at_once(tmp_path):
+    script = tmp_path / "deaths.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith(("pool", "group"))]
+    assert told == [
+        "pool ['a', 'b']",
+        "pool refusal ValueError",
+        "pool lost WorkerLost",
+        "group c ['c']",
+        "group again a",
+        "group refusal ValueError",
+        "group lost WorkerLost",
+    ]

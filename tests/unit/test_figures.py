@@ -1,0 +1,86 @@
+"""Figures and reports: what a person reads is what the tables say; and who gets which share of a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.session import Devices
+from pipeline import figures, plan
+from pipeline.artifacts import Entry
+from pipeline.config import load_config
+from pipeline.evaluate import evaluation_figures
+from pipeline.report import result_table
+from stages.contracts import SCORED
+from stages.errors import ConfigError
+
+
+def entry(rows, **stats):
+    return Entry(0, "f", "sha", 1, rows, "c", 1, [], [], stats)
+
+
+def test_figures_are_summed_over_shards():
+    found = figures.scored(
+        [entry(4, scored=3, errors=1, reward_sum=3.0, reward_min=0.0, reward_max=2.0), entry(2, scored=0, errors=2)]
+    )
+    assert found == {"num_scored": 3, "num_errors": 3, "min": 0.0, "max": 2.0, "mean": 1.0}
+    fates = [entry(3, paired=2, tied=1), entry(2, tied=2)]
+    paired = figures.paired([entry(2, margin_sum=5.0), entry(0, margin_sum=0.0)], fates)
+    assert (paired["num_prompts"], paired["num_pairs"], paired["margin_mean"]) == (5, 2, 2.5)
+    assert paired["fates"] == {"tied": 3, "paired": 2}
+    assert sum(paired["fates"].values()) == paired["num_prompts"]
+
+
+def scored(rewards):
+    return SCORED.table(
+        {
+            "response_id": f"r{i}",
+            "prompt_id": f"p{i}",
+            "round": 1,
+            "reward": reward,
+            "rewards": [{"name": "exact", "value": exact, "role": "holdout"}],
+        }
+        for i, (reward, exact) in enumerate(rewards)
+    )
+
+
+def test_the_win_rate_counts_ties_half_and_only_prompts_that_both_answered():
+    mine = scored([(1.0, 1.0), (2.0, 0.0), (3.0, None), (None, 1.0)])
+    first = scored([(0.0, 0.0), (2.0, 0.0), (4.0, 0.0), (9.0, 0.0)])
+    found = evaluation_figures([mine], [first])
+    assert found["win_rate"] == pytest.approx(0.5)
+    assert found["reward"] == pytest.approx(2.0)
+    assert found["reward_se"] == pytest.approx(1 / 3**0.5)
+    assert found["holdout"] == {"exact": pytest.approx(2 / 3)}
+    assert evaluation_figures([first], [first])["win_rate"] == 0.5
+    assert evaluation_figures([scored([(None, None)])], [first])["reward"] is None
+
+
+def test_the_table_has_a_row_a_round_even_where_a_figure_is_missing():
+    evaluated = {"reward": 1.0, "reward_se": 0.1, "win_rate": 0.5, "holdout": {"exact": 0.4}}
+    rounds = [{"round": 0, "evaluate": evaluated}, {"round": 1}, {"round": 2, "evaluate": evaluated | {"holdout": {}}}]
+    assert result_table(rounds).row_count == 3
+
+
+def layout(devices, *overrides):
+    return plan.lay_out(load_config(Path("configs/quickstart.yaml"), overrides), devices)
+
+
+def test_on_two_cores_all_workers_and_a_task_hold_theirs_at_once():
+    found = layout(Devices(cpus=2, gpus=0))
+    assert sum(count * each.cpus for count, each in found.workers) <= 2
+    assert (found.threads, found.trainer_threads) == (2, 1)
+    assert found.sampler.gpus == found.scorer.gpus == found.trainer.gpus == 0
+
+
+def test_gpus_are_whole_where_there_are_enough_and_shared_where_they_can_be():
+    many = layout(Devices(cpus=16, gpus=8), "update.device=auto")
+    assert (many.sampler.gpus, many.scorer.gpus, many.trainer.gpus) == (1, 1, 1)
+    one = layout(Devices(cpus=16, gpus=1))
+    assert one.sampler.gpus + one.scorer.gpus <= 1 and one.trainer.gpus == 0
+    for override in ("update.device=auto", "sample.tensor_parallel_size=2"):
+        with pytest.raises(ConfigError):
+            layout(Devices(cpus=16, gpus=1), override)
+    with pytest.raises(ConfigError):
+        layout(Devices(cpus=2, gpus=0), "update.device=cuda")
