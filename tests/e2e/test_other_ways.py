@@ -35,7 +35,9 @@ def outcome(prefloop, policy_folder, tmp_path_factory):
         "evaluate": {"holdout": 0.2, "num_prompts": 50},
     }
     (folder / "own.yaml").write_text(yaml.safe_dump(config))
-    result = prefloop.run("prompts.per_round=80", "prompts.shard_size=16", "evaluate.num_prompts=20", config=folder / "own.yaml")
+    result = prefloop.run(
+        "prompts.per_round=80", "prompts.shard_size=16", "evaluate.num_prompts=20", config=folder / "own.yaml"
+    )
     return result, prefloop.runs / "own"
 
 
