@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from cluster.config import ClusterConfig
 from cluster.errors import NotEnough, Unreachable
+
+_CONNECT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ def session(config: ClusterConfig, *, log_dir: Path, search_path: Sequence[Path]
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",
         }
+    else:
+        _refuse_silence(config.address)
     log_dir.mkdir(parents=True, exist_ok=True)
     try:
         ray.init(
@@ -110,6 +115,17 @@ def refuse_unless_it_fits(wanted: Sequence[tuple[int, Resources]]) -> None:
             f"{cpus:g} cores and {gpus:g} GPUs",
             f"{have.get('CPU', 0):g} cores and {have.get('GPU', 0):g} GPUs",
         )
+
+
+def _refuse_silence(address: str) -> None:
+    """Find out within seconds, where Ray would try for minutes, that nobody listens at ``[ray://]host:port``."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise Unreachable(address, str(error)) from error
 
 
 def usable_cpus() -> int:

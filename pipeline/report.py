@@ -55,7 +55,9 @@ def _three_decimals(value: float | None) -> str:
 
 
 def where_things_are(folder: Path) -> str:
-    """Where a person finds what the run made."""
+    """Where a person finds what the run made; paths from here where the folder lies below."""
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
     return "\n".join(
         [
             f"policy   {folder / 'final'}   (a Hugging Face folder)",

@@ -92,6 +92,10 @@ class Sampler(Protocol):
         ...
 
 
+Turn = str | list[dict[str, str]]
+"""A prompt or completion as a reward sees it: text, or the messages of a chat."""
+
+
 class Reward(Protocol):
     """Something that gives every answer a number, or None where it cannot."""
 
@@ -105,7 +109,7 @@ class Reward(Protocol):
     def weight(self) -> float: ...
 
     def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[object]]
+        self, prompts: Sequence[Turn], completions: Sequence[Turn], columns: Mapping[str, Sequence[object]]
     ) -> list[float | None]:
         """One reward an answer; `columns` holds ``answer`` and the prompts' extra columns."""
         ...

@@ -8,19 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.errors import InputError, StageError
+from stages.protocols import Turn
 from stages.vocab import RewardRole
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
 
 def exact_match(
-    prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str | None], **columns: Any
+    prompts: Sequence[Turn], completions: Sequence[Turn], answer: Sequence[str | None], **columns: Any
 ) -> list[float | None]:
     """1.0 where the completion is the prompt's ``answer``, outer space aside, else 0.0; None without an answer."""
     return [
-        None if truth is None else float(completion.strip() == truth.strip())
+        None if truth is None else float(text_of(completion).strip() == truth.strip())
         for completion, truth in zip(completions, answer, strict=True)
     ]
+
+
+def text_of(turn: Turn) -> str:
+    """A completion's text, whether it came as text or as messages."""
+    return turn if isinstance(turn, str) else "".join(message["content"] for message in turn)
 
 
 def find_function(target: str) -> RewardFunction:
@@ -59,7 +65,7 @@ class FunctionScorer:
     target: str
 
     def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[object]]
+        self, prompts: Sequence[Turn], completions: Sequence[Turn], columns: Mapping[str, Sequence[object]]
     ) -> list[float | None]:
         function = find_function(self.target)
         try:

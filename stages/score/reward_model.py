@@ -1,7 +1,7 @@
-"""A sequence classifier as a reward: text of prompt and answer through its own tokenizer, one score out.
+"""A sequence classifier as a reward: prompt and answer through its own tokenizer and template, one score out.
 
 Answers are batched by length, and a score does not depend on the batch it was in: padding stands on the right behind
-an attention mask, and the score is read at the last real token.
+an attention mask, and the model's own head reads the score at the last token that is not the pad token.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import InputError
+from stages.protocols import Turn
 from stages.score.config import ModelReward
 from stages.tokenizers import load_tokenizer
 from stages.vocab import RewardRole
@@ -37,6 +38,7 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification
 
         self.name, self.role, self.weight = name, config.role, config.weight
+        self._key, self._folder = key, folder
         self._batch_tokens = config.batch_tokens
         self._device = torch.device("cuda" if use_gpu else "cpu")
         if not use_gpu:
@@ -63,13 +65,12 @@ class RewardModel:
     weight: float
 
     def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[object]]
+        self, prompts: Sequence[Turn], completions: Sequence[Turn], columns: Mapping[str, Sequence[object]]
     ) -> list[float | None]:
         """One score an answer; None for one that is longer than the reward model's context."""
         import torch
 
-        texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        ids = self._tokenizer(texts).input_ids if texts else []
+        ids = [self._tokens(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         scores: list[float | None] = [None] * len(ids)
         for rows in self._batches(ids):
             batch = self._tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
@@ -81,6 +82,19 @@ class RewardModel:
             for row, score in zip(rows, logits_B1.squeeze(-1).float().tolist(), strict=True):
                 scores[row] = score
         return scores
+
+    def _tokens(self, prompt: Turn, completion: Turn) -> list[int]:
+        """Text as it is, a chat through this model's own template."""
+        if isinstance(prompt, str) and isinstance(completion, str):
+            return list(self._tokenizer(prompt + completion).input_ids)
+        if not self._tokenizer.chat_template:
+            raise InputError(
+                f"{self._key} {self._folder}",
+                wanted="a reward model whose tokenizer has a chat template, since the prompts are chats",
+                got="no chat template",
+                fix="use a reward model for chats, or prompts of plain text",
+            )
+        return list(self._tokenizer.apply_chat_template([*prompt, *completion], tokenize=True, return_dict=False))
 
     def _batches(self, ids: list[list[int]]) -> Iterator[list[int]]:
         """Row numbers by length, at most ``batch_tokens`` with padding a batch; too long ones are left out."""

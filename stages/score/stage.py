@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -23,13 +24,11 @@ def score(prompts: pa.Table, candidates: pa.Table, rewards: Sequence[Reward], *,
         A table of `SCORED`, in the candidates' order.
     """
     answers = candidates.select(["response_id", "prompt_id", "response"]).to_pylist()
-    by_id = {row["prompt_id"]: row for row in prompts.select(["prompt_id", "prompt", "answer", "extra"]).to_pylist()}
+    by_id = {row["prompt_id"]: row for row in prompts.drop_columns(["prompt_token_ids"]).to_pylist()}
     asked = [by_id[answer["prompt_id"]] for answer in answers]
     columns = _columns(asked)
-    values = [
-        reward([row["prompt"] for row in asked], [answer["response"] for answer in answers], columns)
-        for reward in rewards
-    ]
+    turns = [_turn(row, answer["response"]) for row, answer in zip(asked, answers, strict=True)]
+    values = [reward([turn[0] for turn in turns], [turn[1] for turn in turns], columns) for reward in rewards]
     rows = []
     for index, answer in enumerate(answers):
         mine = [_finite(column[index]) for column in values]
@@ -48,6 +47,13 @@ def score(prompts: pa.Table, candidates: pa.Table, rewards: Sequence[Reward], *,
     return SCORED.table(rows)
 
 
+def _turn(prompt: dict[str, Any], response: str) -> tuple[Any, Any]:
+    """Prompt and completion as TRL gives them to rewards: texts, or lists of messages for a chat."""
+    if prompt["conversation"] is None:
+        return prompt["prompt"], response
+    return prompt["conversation"], [{"role": "assistant", "content": response}]
+
+
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
@@ -62,7 +68,7 @@ def _weighted_sum(values: Sequence[float | None], rewards: Sequence[Reward]) -> 
     return total
 
 
-def _columns(asked: Sequence[dict[str, str | None]]) -> dict[str, list[object]]:
+def _columns(asked: Sequence[dict[str, Any]]) -> dict[str, list[object]]:
     """``answer`` and each extra column, one value an answer (None where the prompt has no such column)."""
     extras = [json.loads(row["extra"] or "{}") for row in asked]
     names = sorted({name for extra in extras for name in extra} - {"answer", "prompts", "completions"})

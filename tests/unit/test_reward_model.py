@@ -41,6 +41,19 @@ def test_an_answer_beyond_the_reward_models_context_has_no_score(judge_folder):
     assert scores[0] is None and scores[1] is not None
 
 
+def test_a_chat_goes_through_the_reward_models_own_template(judge_folder, tmp_path):
+    folder = shutil.copytree(judge_folder, tmp_path / "chat")
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'user' %}>{% endif %}{% endfor %}"
+    )
+    (folder / "chat_template.jinja").write_text(template)
+    chat, completion = [{"role": "user", "content": "48315"}], [{"role": "assistant", "content": "51384"}]
+    as_chat = judge(folder)([chat], [completion], {})
+    assert as_chat == pytest.approx(judge(folder)(["48315>"], ["51384"], {}), abs=1e-6)
+    with pytest.raises(InputError, match="chat template"):
+        judge(judge_folder)([chat], [completion], {})
+
+
 def edited(folder, target, **changes):
     """A copy of a model folder with keys of its config files changed (None removes one)."""
     shutil.copytree(folder, target)
@@ -180,3 +193,4 @@ def test_a_function_that_is_not_there_is_refused():
 
 def test_exact_match_ignores_outer_space_and_needs_a_truth():
     assert exact_match(["p"] * 3, [" 18 ", "19", "x"], ["18", "18", None]) == [1.0, 0.0, None]
+    assert exact_match(["p"], [[{"role": "assistant", "content": "18"}]], ["18"]) == [1.0]
