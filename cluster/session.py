@@ -1,7 +1,7 @@
 """Ray, started for one run and stopped with it; engine noise goes to files.
 
-A local cluster has no dashboard, and answers nobody without this session's token (Ray's ports listen on every
-interface, whatever its node address says).
+A local cluster has no dashboard, and takes no work from anybody without this session's token. Ray's ports listen on
+every interface, whatever its node address says; its metrics pages can be read without the token.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Resources:
 def set_environment(config: ClusterConfig) -> None:
     """What Ray reads from the environment when it is first imported: call this before that.
 
-    A local cluster gets a token of its own, without which it answers nobody.
+    A local cluster gets a token of its own, without which it takes no work.
     """
     assert "ray" not in sys.modules, "Ray reads its environment when it is imported"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -69,7 +69,6 @@ def session(config: ClusterConfig, *, log_dir: Path, search_path: Sequence[Path]
     local = config.address == "local"
     options = {}
     if local:
-        # With a loopback address Ray's metrics servers, which know no token, listen on loopback only.
         options = {
             "num_cpus": usable_cpus(),
             "num_gpus": config.devices,

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.contracts import Contract
-from stages.errors import ContractError, FingerprintError, StageError
+from stages.errors import ContractError, FingerprintError, InputError, StageError
 from stages.weights import file_sha256
 
 MANIFEST = "manifest.json"
@@ -128,6 +128,19 @@ class StageFolder:
         """A hash of the published parts' hashes: what a result made from them goes by."""
         return hashlib.sha256("".join(entry.sha256 for entry in self.entries()).encode()).hexdigest()
 
+    def refuse_damaged(self) -> None:
+        """Check that every published part is there in its full length (its bytes are checked when it is read).
+
+        Raises:
+            ContractError: naming the first part that is not.
+        """
+        for entry in self.entries():
+            file = self.path / entry.file
+            length = file.stat().st_size if file.exists() else None
+            if length != entry.bytes:
+                got = "no such file" if length is None else f"{length} bytes"
+                raise self._not_as_published(entry, f"{entry.bytes} bytes, as published", got)
+
     # ---- a worker's side --------------------------------------------------------------------------------------------
 
     def entry(self, shard: int) -> Entry:
@@ -179,12 +192,7 @@ class StageFolder:
         file = self.path / entry.file
         got = file_sha256(file) if file.exists() else "no such file"
         if got != entry.sha256:
-            raise ContractError(
-                str(file),
-                wanted=f"sha256 {entry.sha256}, as published",
-                got=got,
-                fix=f"delete {self._entry_file(shard)} and {self.path / MANIFEST}, and run again to make it anew",
-            )
+            raise self._not_as_published(entry, f"sha256 {entry.sha256}, as published", got)
         if entry.version != self.contract.version:
             raise ContractError(
                 str(file),
@@ -198,6 +206,15 @@ class StageFolder:
         """Every published part's table, in order."""
         for entry in self.entries():
             yield self.read(entry.shard)
+
+    def _not_as_published(self, entry: Entry, wanted: str, got: str) -> ContractError:
+        return ContractError(
+            str(self.path / entry.file),
+            wanted=wanted,
+            got=got,
+            fix="restore the file; or, to make it anew, delete "
+            f"{self._entry_file(entry.shard)} and {self.path / MANIFEST} and run again",
+        )
 
     def _entry_file(self, shard: int) -> Path:
         return self.path / _SHARDS / f"part-{shard:05d}.json"
@@ -237,6 +254,23 @@ def found_model(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] 
     manifest = read_json(folder / MANIFEST)
     refuse_other_fingerprint(folder, manifest["fingerprint"], fingerprint)
     return manifest
+
+
+def refuse_changed_model(folder: Path) -> None:
+    """Check that a finished model folder is as its manifest says: weights, config, tokenizer.
+
+    Raises:
+        ContractError: naming the first file that is missing or differs.
+    """
+    for name, wanted in read_json(folder / MANIFEST)["files"].items():
+        got = file_sha256(folder / name) if (folder / name).exists() else "no such file"
+        if got != wanted:
+            raise ContractError(
+                str(folder / name),
+                wanted=f"sha256 {wanted}, as published",
+                got=got,
+                fix="restore the file, or start a run of another name",
+            )
 
 
 # ---- fingerprints ---------------------------------------------------------------------------------------------------
@@ -305,4 +339,12 @@ def write_text(target: Path, text: str) -> None:
 
 
 def read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    """A JSON file's content.
+
+    Raises:
+        InputError: if it is no JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(str(file), wanted="JSON", got=str(error), fix="restore the file") from None

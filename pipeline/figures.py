@@ -21,6 +21,7 @@ def sampled(entries: Sequence[Entry]) -> Figures:
     """Prompts asked, candidates, tokens, and how the answers ended."""
     return {
         "num_prompts": int(total(entries, "prompts")),
+        "num_dropped": sum(len(entry.drops) for entry in entries),
         "num_candidates": sum(entry.rows for entry in entries),
         "num_tokens": int(total(entries, "tokens")),
         "stop": int(total(entries, "stop")),
@@ -35,6 +36,7 @@ def sampled_line(figures: Figures, seconds: float, *, made_now: float) -> str:
         f"{figures['num_prompts']:,} prompts -> {rows:,} candidates   {duration(seconds)}   "
         f"{made_now * figures['num_tokens'] / seconds:,.0f} tokens/s   "
         f"stop {share(figures['stop'], rows)}   length {share(figures['length'], rows)}"
+        + (f"   prompts without candidates {figures['num_dropped']:,}" if figures["num_dropped"] else "")
     )
 
 

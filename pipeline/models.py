@@ -41,7 +41,10 @@ def resolve(name: str, *, key: str, maker: Maker, hub: bool = True) -> Path:
         return path.resolve()
     if not hub or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise InputError(
-            f"{key}: {name}", wanted="a file or folder", got="no such path", fix="check the path; it is taken from here"
+            f"{key}: {name}",
+            wanted="a file or folder",
+            got="no such path",
+            fix=f"check the path; it is taken from {Path.cwd()}",
         )
     return _from_hub(name, key)
 
@@ -89,10 +92,7 @@ def _model_config(folder: Path, key: str) -> dict[str, Any]:
         raise InputError(
             f"{key}: {folder}", wanted="a model folder with config.json", got="none in it", fix="check the path"
         )
-    try:
-        config = read_json(file)
-    except ValueError as error:
-        raise InputError(f"{key}: {file}", wanted="JSON", got=str(error), fix="save the model again") from None
+    config: dict[str, Any] = read_json(file)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         others = sorted(f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth"))

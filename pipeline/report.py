@@ -27,7 +27,7 @@ def write_reports(folder: Path) -> None:
 
 def round_reports(folder: Path) -> list[dict[str, Any]]:
     """The report of every round that has one, the evaluation before the first round included."""
-    return [read_json(file) for file in sorted(folder.glob("round-*/report.json"))]
+    return [read_json(file) for file in sorted(folder.glob("round-[0-9]*/report.json"))]
 
 
 def result_table(rounds: list[dict[str, Any]]) -> Table:
@@ -95,6 +95,8 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
         lines.append(f"  paired   {pairs['num_pairs']:,} pairs, mean margin {pairs['margin_mean']:.2f}; fates: {fates}")
     if update:
         first, last = update["first"], update["last"]
+        if "engine_gap" in report:
+            lines.append(f"  checked  engine and trainer differ by {report['engine_gap']:.0e} nats a token")
         lines.append(
             f"  updated  {update['num_steps']} steps, loss {first['loss']:.4f} -> {last['loss']:.4f}, "
             f"reward margin {first['rewards/margins']:.3f} -> {last['rewards/margins']:.3f}; in the last step "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import figures, jobs
-from pipeline.artifacts import StageFolder, found_model, write_json
+from pipeline.artifacts import StageFolder, found_model, refuse_changed_model, write_json
 from pipeline.console import Stopwatch, duration
 from pipeline.stage import Done, Stage, run_stage
 from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED, Contract
@@ -21,6 +21,8 @@ from stages.vocab import EVALUATION_STREAM, POLICY_STREAM
 if TYPE_CHECKING:
     from pipeline.run import Run
 
+
+ENGINE_GAP_LIMIT = 0.1  # nats a token; float32 differs by 1e-7, bfloat16 by some 1e-2
 
 References = Sequence[tuple[Weights, StageFolder]]
 """The references of a round, each with the tables of its log-probs."""
@@ -191,10 +193,21 @@ class Round:
             if weights.identity == self.start.identity:
                 gap = run.crew.tasks.run(jobs.EngineGap(self._folder(CANDIDATES), out))
                 self.figures["engine_gap"] = gap
+                self._refuse_engine_gap(gap)
                 told += f", its start; the engine differs by {gap:.0e} nats a token"
             self._tell("reference", told, done)
             tables.append((weights, out))
         return tables
+
+    def _refuse_engine_gap(self, gap: float) -> None:
+        if gap > ENGINE_GAP_LIMIT:
+            raise StageError(
+                f"round {self.number}: reference",
+                wanted=f"log-probs of engine and trainer within {ENGINE_GAP_LIMIT} nats a token of each other",
+                got=f"{gap:.3g}: the answers were not sampled from the policy that would be trained",
+                fix="see that the policy's folder is whole, then delete the round's folder and run again; "
+                "if it stays so, vLLM and transformers disagree on this model",
+            )
 
     def update(self, start: Weights, data: StageFolder, references: References) -> Weights:
         """Train from `start` on all pairs; the new policy, published in the round's folder."""
@@ -229,6 +242,7 @@ class Round:
         if run.evaluation is None:
             return {}
         watch, folder = Stopwatch(), self.folder / "evaluation"
+        found_done = StageFolder(folder / "scored", SCORED).is_closed()
         draw = Draw(run.config.run.seed, self.number, 0, EVALUATION_STREAM)
         _, scored = self._sample_and_score(folder, run.evaluation, policy, one_answer(run.config.sample), draw)
         first = StageFolder(run.folder / "round-0000" / "evaluation" / "scored", SCORED)
@@ -241,7 +255,8 @@ class Round:
                 fix="check that evaluation prompts leave room for sample.max_new_tokens in the context",
             )
         self.figures["evaluate"] = found
-        self._tell("evaluate", figures.evaluated_line(found, watch.seconds))
+        if not found_done:
+            self._tell("evaluate", figures.evaluated_line(found, watch.seconds))
         return found
 
     # ---- what all steps share ---------------------------------------------------------------------------------------
@@ -266,6 +281,16 @@ class Round:
             "pair": config.pair.identity(),
             "update": config.update.identity(),
         }
+
+    def refuse_damaged(self) -> None:
+        """Check that what a settled round published is whole.
+
+        Raises:
+            ContractError: naming the first file that is not.
+        """
+        for contract in (PROMPTS, CANDIDATES, SCORED, PAIRS, FATES, REFERENCE_LOGPS):
+            self._folder(contract).refuse_damaged()
+        refuse_changed_model(self.folder / "policy")
 
     def write_report(self, decision: str, reason: str) -> None:
         """The round's figures, and what was decided on them."""

@@ -149,7 +149,15 @@ class Run:
 
         Raises:
             FingerprintError: if a settled round was made from something else than the config says now.
+            ContractError: if what it published is damaged.
         """
+        if len(self.lineage.rounds) > self.config.rounds:
+            raise ConfigError(
+                "rounds",
+                wanted=f"at least {len(self.lineage.rounds)}, which this run has settled",
+                got=str(self.config.rounds),
+                fix=f"--set rounds={len(self.lineage.rounds)}, or another name: --set run.name=…",
+            )
         for number in range(1, self.config.rounds + 1):
             settled = self.lineage.rounds[number - 1] if number <= len(self.lineage.rounds) else None
             start = self.sources.policy if number == 1 else self.lineage.rounds[number - 2].result
@@ -158,7 +166,7 @@ class Run:
                 yield rnd
                 continue
             refuse_other_fingerprint(rnd.folder, settled.fingerprint, rnd.fingerprint)
-            settled.result.refuse_changed()
+            rnd.refuse_damaged()
             self.console.line(f"round {number}/{self.config.rounds}", "finished", "nothing to do")
         self._publish()
 

@@ -51,9 +51,11 @@ def run_stage(stage: Stage, console: Console) -> Done:
 
     Raises:
         FingerprintError: if a folder holds a result made from something else.
+        ContractError: if a published part is missing or cut.
     """
     for output in stage.outputs:
         output.begin(stage.fingerprint)
+        output.refuse_damaged()
     watch = Stopwatch()
     missing = sorted({shard for output in stage.outputs for shard in output.missing(stage.num_shards)})
     if missing:

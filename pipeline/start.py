@@ -45,7 +45,7 @@ def run(config_file: Path, overrides: Sequence[str]) -> None:
     console.table(result_table(round_reports(folder)))
     console.text()
     console.text(where_things_are(folder))
-    console.text(f"\n{config.rounds} rounds; this call took {duration(watch.seconds)}")
+    console.text(f"\nthis call took {duration(watch.seconds)}")
 
 
 def _align(config: Config, beside: Path, log_dir: Path, console: Console) -> None:
@@ -86,7 +86,7 @@ def _find(config: Config, console: Console, log_dir: Path) -> Sources:
 
 def _announce(config: Config, devices: Devices, console: Console) -> None:
     there = f"{devices.cpus} cores, {devices.gpus or 'no'} GPU{'s' if devices.gpus > 1 else ''}"
-    told = f"{config.run.name}: {config.rounds} rounds of {config.update.loss_type} on {config.policy.path}   {there}"
+    told = f"{config.run.name}: {config.rounds} round{'s' * (config.rounds > 1)} of {config.update.loss_type} on {config.policy.path}   {there}"
     console.line("", "run", told)
 
 

@@ -20,7 +20,7 @@ def show_status(folder: Path) -> None:
     Raises:
         InputError: if the folder holds no run.
     """
-    rounds = sorted(folder.glob("round-*"))
+    rounds = sorted(path for path in folder.glob("round-*") if path.name.removeprefix("round-").isdigit())
     if not rounds:
         raise InputError(
             str(folder), wanted="the folder of a run", got="no round in it", fix="runs lie in runs/NAME by default"
@@ -31,7 +31,8 @@ def show_status(folder: Path) -> None:
         table.add_column(stage.removesuffix("_logps").removesuffix("/scored"), no_wrap=True)
     for path in rounds:
         number = int(path.name.rpartition("-")[2])
-        table.add_row(f"round {number}" if number else "before", *[_state(path / stage) for stage in _STAGES])
+        states = [_state(path / stage) if number or stage.startswith("evaluation") else "" for stage in _STAGES]
+        table.add_row(f"round {number}" if number else "before", *states)
     console.table(table)
     if reports := round_reports(folder):
         console.text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,15 +73,16 @@ class FunctionScorer:
             values = list(function(prompts=list(prompts), completions=list(completions), **columns))
             rewards = [None if value is None else float(value) for value in values]
         except Exception as error:  # a user's function may raise anything
-            raise self._refuse("a list of numbers", f"{type(error).__name__}: {error}") from error
+            traceback.print_exc()  # into this worker's log
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{frame.filename}, line {frame.lineno}"
+            got = f"{type(error).__name__}: {error} ({place})"
+            raise self._refuse("one float, or None, for each completion", got, "mend the function there") from error
         if len(rewards) != len(completions):
-            raise self._refuse(f"{len(completions)} rewards for {len(completions)} answers", f"{len(rewards)} rewards")
+            wanted = f"{len(completions)} rewards for {len(completions)} answers"
+            fix = "return one float, or None, for each completion, in order"
+            raise self._refuse(wanted, f"{len(rewards)} rewards", fix)
         return rewards
 
-    def _refuse(self, wanted: str, got: str) -> StageError:
-        return StageError(
-            f"score: reward {self.name} ({self.target})",
-            wanted=wanted,
-            got=got,
-            fix="return one float, or None, for each completion, in order",
-        )
+    def _refuse(self, wanted: str, got: str, fix: str) -> StageError:
+        return StageError(f"score: reward {self.name} ({self.target})", wanted=wanted, got=got, fix=fix)

@@ -177,6 +177,27 @@ def test_a_finished_run_has_nothing_to_do(story, prefloop):
     assert hashes(story["folder"]) == before
 
 
+def test_damage_to_what_finished_rounds_published_is_refused_by_name(story, prefloop):
+    config, fewer = story["folder"] / "round-0002" / "policy" / "config.json", story["folder"] / "round-0001" / "pairs"
+    before = config.read_text()
+    config.write_text(before.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 0.5'))
+    assert config.read_text() != before
+    outcome = prefloop.run("rounds=3")
+    config.write_text(before)
+    assert outcome.code == 1 and str(config) in outcome.err
+    part = fewer / "part-00000.parquet"
+    content = part.read_bytes()
+    part.unlink()
+    outcome = prefloop.run("rounds=3")
+    part.write_bytes(content)
+    assert outcome.code == 1 and str(part) in outcome.err
+
+
+def test_fewer_rounds_than_are_settled_are_refused(story, prefloop):
+    outcome = prefloop.run("rounds=1")
+    assert outcome.code == 2 and "at least 2" in outcome.err
+
+
 def test_another_config_in_the_same_folder_is_refused_with_the_differing_fields(story, prefloop):
     other = prefloop.run("sample.temperature=0.7", "update.beta=0.3")
     assert other.code == 1

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pipeline.artifacts import StageFolder, close_model, found_model, read_json
+from pipeline.artifacts import StageFolder, close_model, found_model, read_json, refuse_changed_model
 from stages.contracts import FATES
 from stages.errors import ContractError, FingerprintError, StageError
 
@@ -49,6 +49,28 @@ def test_a_file_without_an_entry_does_not_count(folder):
     folder.close(1)
     assert folder.is_closed()
     assert read_json(folder.path / "manifest.json")["rows"] == 2
+
+
+def test_a_part_that_is_gone_or_cut_is_found_without_reading_it(folder):
+    file = folder.path / folder.publish(0, table()).file
+    folder.refuse_damaged()
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(ContractError, match="part-00000.parquet"):
+        folder.refuse_damaged()
+    file.unlink()
+    with pytest.raises(ContractError, match="no such file"):
+        folder.refuse_damaged()
+
+
+def test_any_changed_file_of_a_finished_model_is_found(tmp_path):
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    close_model(tmp_path, {}, sha256="x")
+    refuse_changed_model(tmp_path)
+    (tmp_path / "config.json").write_text('{"rms_norm_eps": 0.5}')
+    with pytest.raises(ContractError, match="config.json"):
+        refuse_changed_model(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
