@@ -86,7 +86,8 @@ def _find(config: Config, console: Console, log_dir: Path) -> Sources:
 
 def _announce(config: Config, devices: Devices, console: Console) -> None:
     there = f"{devices.cpus} cores, {devices.gpus or 'no'} GPU{'s' if devices.gpus > 1 else ''}"
-    told = f"{config.run.name}: {config.rounds} round{'s' * (config.rounds > 1)} of {config.update.loss_type} on {config.policy.path}   {there}"
+    rounds = f"{config.rounds} round{'s' * (config.rounds > 1)}"
+    told = f"{config.run.name}: {rounds} of {config.update.loss_type} on {config.policy.path}   {there}"
     console.line("", "run", told)
 
 
