@@ -148,6 +148,7 @@ class Run:
         """The rounds that are not settled, one at a time, each from the result of the one before.
 
         Raises:
+            ConfigError: if more rounds are settled than the config asks for.
             FingerprintError: if a settled round was made from something else than the config says now.
             ContractError: if what it published is damaged.
         """
