@@ -24,6 +24,7 @@ GroupJob = Callable[[Any, Callable[[Any], None]], Any]
 
 _POLL_S = 0.1
 _LONG_POLL_S = 5.0
+_CLOSE_S = 60.0
 
 
 class TrainingGroup:
@@ -91,7 +92,7 @@ class TrainingGroup:
     def close(self) -> None:
         """Let the ranks return, and wait for the group to end."""
         ray.get(self._mailbox.close.remote())
-        self._thread.join(timeout=30)
+        self._thread.join(timeout=_CLOSE_S)
 
     def _fit(self) -> None:
         try:

@@ -40,14 +40,15 @@ def status_command(run: Path) -> None:
 
 
 def _answer_for(work: Callable[[], Any]) -> None:
-    """Do the work; turn what goes wrong into words and an exit status, never into a traceback.
+    """Do the work, and end the process; what goes wrong becomes words and an exit status, never a traceback.
 
-    1: it could not be done; 2: the config is wrong; 70: a mistake of ours; 130: interrupted.
+    0: done; 1: it could not be done; 2: the config is wrong; 70: a mistake of ours; 130: interrupted.
     """
     from cluster.errors import NotEnough, Unreachable, WorkerLost
 
     try:
         work()
+        _leave("", 0)
     except PrefloopError as error:
         _leave(str(error), 2 if isinstance(error, ConfigError) else 1)
     except WorkerLost as error:
@@ -70,6 +71,7 @@ def _answer_for(work: Callable[[], Any]) -> None:
 
 def _leave(message: str, status: int) -> None:
     sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
-    # Ray and torch threads may still be up; they must not delay or talk over the exit.
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    # Ray and torch threads may still be up; they must not delay the exit, talk over it, or change its status.
     os._exit(status)

@@ -57,7 +57,13 @@ class Prefloop:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_hear_ctrl_c,
         )
+
+
+def _hear_ctrl_c() -> None:
+    """As in a terminal, whoever started the tests: a shell's background jobs inherit an ignored SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 COMMAND = [sys.executable, "-m", "pipeline"]
