@@ -13,7 +13,8 @@ from pathlib import Path
 from cluster.mapper import Pool, Tasks
 from cluster.workers import TrainingGroup
 from pipeline.config import Config
-from pipeline.plan import Layout, RewardSource, Sources
+from pipeline.layout import Layout
+from pipeline.sources import RewardSource, Sources
 from stages.errors import PrefloopError
 from stages.protocols import Reward
 from stages.sample.config import SampleConfig

@@ -12,10 +12,10 @@ from pipeline.console import Bar, Console
 from pipeline.crew import Crew
 from pipeline.figures import Figures
 from pipeline.lineage import Lineage, RoundRecord, describe
-from pipeline.plan import PromptSource, Sources
 from pipeline.prompts import HeldOut
 from pipeline.round import Round
 from pipeline.run_folder import write_config
+from pipeline.sources import PromptSource, Sources
 from pipeline.stage import Done, Stage, run_stage
 from stages.contracts import PROMPTS
 from stages.errors import ConfigError

@@ -14,9 +14,10 @@ from cluster.session import Devices, refuse_unless_it_fits, session, set_environ
 from pipeline import embedded
 from pipeline.config import Config, load_config
 from pipeline.console import Console, Stopwatch, duration
-from pipeline.plan import Sources, find_sources, lay_out
+from pipeline.layout import lay_out
 from pipeline.report import result_table, round_reports, where_things_are
 from pipeline.run_folder import next_log_dir, only_run
+from pipeline.sources import Sources, find_sources
 from stages.errors import PrefloopError
 
 
