@@ -23,11 +23,15 @@ def main() -> None:
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key, e.g. sample.temperature=0.8"
 )
-def run_command(config: Path, overrides: tuple[str, ...]) -> None:
+@click.option("--rounds", metavar="+N", help="add rounds to the run, be it finished, interrupted or going on")
+@click.option(
+    "--watch", metavar="FOLDER", type=click.Path(path_type=Path), help="a round for each file of prompts that appears"
+)
+def run_command(config: Path, overrides: tuple[str, ...], rounds: str | None, watch: Path | None) -> None:
     """Run CONFIG to its end, or carry on where it stopped."""
     from pipeline.start import run
 
-    _answer_for(lambda: run(config, overrides))
+    _answer_for(lambda: run(config, overrides, more_rounds=rounds, watched=watch))
 
 
 @main.command("status")

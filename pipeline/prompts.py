@@ -24,6 +24,9 @@ from stages.weights import file_sha256
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
+"""Endings of the files that `read_rows` reads."""
+
 _TEXT_COLUMNS = ("prompt", "instruction", "question")
 _CHAT_COLUMNS = ("messages", "context_messages", "conversations")
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
@@ -192,8 +195,8 @@ def prompt_rows(
         if found is None or any(name is not None and name not in row for name in (found.prompt, found.messages)):
             found = find_columns(row, columns, where=where)
         value = row[found.prompt or found.messages or ""]
-        chat = _conversation(value, system, where) if isinstance(value, list) else None
-        text = _rendered(chat, tokenizer, where) if chat is not None else _plain_text(value, where)
+        chat = conversation(value, system, where) if isinstance(value, list) else None
+        text = rendered(chat, tokenizer, where) if chat is not None else _plain_text(value, where)
         if chat is None and system is not None:
             raise InputError(
                 where, wanted="a chat, to put prompts.system before", got="plain text", fix="--set prompts.system=null"
@@ -223,7 +226,7 @@ def _plain_text(value: Any, where: str) -> str:
     return value
 
 
-def _conversation(messages: Sequence[Any], system: str | None, where: str) -> list[dict[str, str]]:
+def conversation(messages: Sequence[Any], system: str | None, where: str) -> list[dict[str, str]]:
     chat = []
     for message in messages:
         role = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
@@ -244,7 +247,7 @@ def _conversation(messages: Sequence[Any], system: str | None, where: str) -> li
     return chat
 
 
-def _rendered(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, where: str) -> str:
+def rendered(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, where: str) -> str:
     if not tokenizer.chat_template:
         raise InputError(
             where,
@@ -280,25 +283,27 @@ class HeldOut:
         return (int(row_id("holdout", prompt)[:8], 16) / 2**32 < self.share) == self.wanted
 
 
-def draw(num_prompts: int, *, round: int, per_round: int, seed: int) -> list[int]:
+def draw(num_prompts: int, *, before: Sequence[int] = (), count: int, seed: int) -> list[int]:
     """The row numbers that a round asks: lap after lap through all rows, each lap shuffled anew.
 
     No row is asked twice in a lap, nor twice in a round: a round that crosses into the next lap does not meet the rows
     it has already, which come at that lap's end instead.
+
+    Args:
+        before: how many rows each earlier round asked.
+        count: how many this one asks.
     """
-    assert per_round <= num_prompts
-    first = (round - 1) * per_round
-    order = _shuffled(num_prompts, seed, 0)
-    for lap in range(1, (first + per_round - 1) // num_prompts + 1):
-        taken = (lap * num_prompts) % per_round
-        met = set(order[num_prompts - taken :])
-        fresh = _shuffled(num_prompts, seed, lap)
-        following = [row for row in fresh if row not in met] + [row for row in fresh if row in met]
-        if lap * num_prompts > first:
-            return order[first - (lap - 1) * num_prompts :] + following[: per_round - taken]
-        order = following
-    start = first % num_prompts
-    return order[start : start + per_round]
+    assert all(asked <= num_prompts for asked in (*before, count))
+    waiting = _shuffled(num_prompts, seed, 0)
+    lap, drawn = 0, waiting[:0]
+    for asked in (*before, count):
+        drawn, waiting = waiting[:asked], waiting[asked:]
+        if len(drawn) < asked:
+            lap, met, missing = lap + 1, set(drawn), asked - len(drawn)
+            fresh = _shuffled(num_prompts, seed, lap)
+            following = [row for row in fresh if row not in met] + [row for row in fresh if row in met]
+            drawn, waiting = drawn + following[:missing], following[missing:]
+    return drawn
 
 
 def _shuffled(count: int, seed: int, lap: int) -> list[int]:

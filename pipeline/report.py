@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pipeline.artifacts import read_json, write_json, write_text
 from pipeline.console import share
+from pipeline.figures import others
 
 
 def write_reports(folder: Path) -> None:
@@ -32,18 +33,19 @@ def round_reports(folder: Path) -> list[dict[str, Any]]:
 
 def result_table(rounds: list[dict[str, Any]]) -> Table:
     """One row a round: how good the policy was after it, and what the round did."""
-    holdout = sorted({name for r in rounds for name in r.get("evaluate", {}).get("holdout", {})})
+    named = [others(report.get("evaluate", {})) for report in rounds]
+    more = list(dict.fromkeys(name for figures in named for name in figures))
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     table.add_column("")
-    for name in ("reward", "win rate", *holdout, "pairs", "last loss"):
+    for name in ("reward", "win rate", *more, "pairs", "last loss"):
         table.add_column(name, justify="right")
-    for report in rounds:
+    for report, besides in zip(rounds, named, strict=True):
         figures, update = report.get("evaluate", {}), report.get("update")
         table.add_row(
             f"after round {report['round']}" if report["round"] else "before",
             f"{figures['reward']:.2f} ± {figures['reward_se']:.2f}" if figures else "-",
             share(figures["win_rate"], 1) if figures else "-",
-            *[_three_decimals(figures.get("holdout", {}).get(name)) for name in holdout],
+            *[_three_decimals(besides.get(name)) for name in more],
             f"{report['pairs']['num_pairs']:,}" if "pairs" in report else "",
             f"{update['last']['loss']:.3f}" if update else "",
         )
@@ -74,6 +76,8 @@ def _page(folder: Path, rounds: list[dict[str, Any]]) -> str:
         lines += [
             "Each figure is over held-out prompts, one answer each at temperature 1; ± is the standard error.",
             "win rate: share of prompts whose answer gets a higher reward than the first policy's, ties half.",
+            "KL: from the first policy, in nats an answer, estimated on the policy's own answers.",
+            "texts NLL: mean negative log-likelihood of real texts, in nats a token; it rises when language decays.",
             "",
         ]
     for report in rounds:
@@ -91,8 +95,7 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
             f"stopped by themselves; rewards {score['min']:.2f} to {score['max']:.2f}, mean {score['mean']:.2f}"
         )
     if pairs:
-        fates = ", ".join(f"{fate} {count}" for fate, count in pairs["fates"].items())
-        lines.append(f"  paired   {pairs['num_pairs']:,} pairs, mean margin {pairs['margin_mean']:.2f}; fates: {fates}")
+        lines.append(f"  paired   {_pairs_told(pairs)}")
     if update:
         first, last = update["first"], update["last"]
         if "engine_gap" in report:
@@ -103,6 +106,13 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
             f"{share(last['rejected_active'], 1)} of the rejected answers stood above their reference"
         )
     return [*lines, f"  {report['decision']}: {report['reason']}", ""]
+
+
+def _pairs_told(pairs: dict[str, Any]) -> str:
+    if "fates" not in pairs:
+        return f"{pairs['num_pairs']:,} ready pairs from {pairs['num_read']:,} rows"
+    fates = ", ".join(f"{fate} {count}" for fate, count in pairs["fates"].items())
+    return f"{pairs['num_pairs']:,} pairs, mean margin {pairs['margin_mean']:.2f}; fates: {fates}"
 
 
 def _plain_text(table: Table) -> str:

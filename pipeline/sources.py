@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import embedded, models
-from pipeline.config import Config, EvaluateConfig, reward_names
+from pipeline.config import Config, reward_names
 from pipeline.prompts import source_sha256
 from stages.protocols import Weights
-from stages.score.config import FunctionReward, ModelReward
+from stages.score.config import FunctionReward, ModelReward, RewardConfig
 from stages.score.functions import find_function
 from stages.weights import file_sha256, files_sha256, weights_sha256
 
@@ -33,23 +33,45 @@ class RewardSource:
 
 
 @dataclass(frozen=True, slots=True)
-class PromptSource:
-    """A source of prompts as found."""
+class DataSource:
+    """A file or folder of prompts, texts or pairs as found."""
 
     path: Path
     key: str
     sha256: str
 
+    @classmethod
+    def found(cls, path: Path, *, key: str) -> DataSource:
+        return cls(path, key, source_sha256(path))
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSources:
+    """What one round starts from besides the policy."""
+
+    prompts: DataSource | None
+    pairs: DataSource | None
+    rewards: tuple[RewardSource, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Everything a run starts from, found and hashed; `policy_files` is of config and tokenizer."""
+    """Everything a run starts from, found and hashed.
+
+    Attributes:
+        policy_files: hash of the policy's config and tokenizer.
+        rounds: of the config as it stands, then of each entry where `rounds` is a list.
+    """
 
     policy: Weights
     policy_files: str
-    prompts: PromptSource
-    evaluation: PromptSource | None
-    rewards: tuple[RewardSource, ...]
+    evaluation: DataSource | None
+    texts: DataSource | None
+    rounds: tuple[RoundSources, ...]
+
+    def of(self, number: int) -> RoundSources:
+        """What a round starts from; 0 is the evaluation before the first."""
+        return self.rounds[min(number, len(self.rounds) - 1)]
 
 
 def find_sources(config: Config, *, maker: models.Maker = embedded.make) -> Sources:
@@ -60,33 +82,57 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make) -> Sour
     """
     policy = models.resolve(config.policy.path, key="policy.path", maker=maker)
     models.check_policy(policy, key="policy.path")
-    evaluation = None
-    if config.evaluate is not None:
-        evaluation = _evaluation_source(config.evaluate, config, maker)
+    find = _Finder(maker)
+    evaluate = config.evaluate
+    evaluation = texts = None
+    if evaluate is not None:
+        # A share is held out from the prompts that the first entry, or the config itself, names.
+        named = config.prompts.path if evaluate.path is None and config.prompts is not None else evaluate.path
+        key = "prompts.path" if evaluate.path is None else "evaluate.path"
+        evaluation = find.data(named, key) if named is not None else None
+        texts = find.data(evaluate.texts.path, "evaluate.texts.path") if evaluate.texts is not None else None
+    num_entries = 0 if isinstance(config.rounds, int) else config.num_rounds
     return Sources(
         policy=Weights.found(policy, round=0),
         policy_files=files_sha256(policy),
-        prompts=_prompt_source(config.prompts.path, "prompts.path", maker),
         evaluation=evaluation,
-        rewards=tuple(
-            _reward_source(reward, name, f"score.rewards.{index}", maker)
-            for index, (reward, name) in enumerate(zip(config.score.rewards, reward_names(config.score), strict=True))
-        ),
+        texts=texts,
+        rounds=tuple(find.of_round(config.for_round(number), number) for number in range(num_entries + 1)),
     )
 
 
-def _prompt_source(name: str, key: str, maker: models.Maker) -> PromptSource:
-    path = models.resolve(name, key=key, maker=maker, hub=False)
-    return PromptSource(path, key, source_sha256(path))
+class _Finder:
+    """Resolves names, each once."""
+
+    def __init__(self, maker: models.Maker) -> None:
+        self._maker = maker
+        self._data: dict[str, DataSource] = {}
+        self._rewards: dict[tuple[RewardConfig, str], RewardSource] = {}
+
+    def of_round(self, config: Config, number: int) -> RoundSources:
+        under = f"rounds.{number - 1}." if number else ""
+        rewards = config.score.rewards if config.score is not None else ()
+        return RoundSources(
+            prompts=self.data(config.prompts.path, f"{under}prompts.path") if config.prompts else None,
+            pairs=self.data(config.pairs.path, f"{under}pairs.path") if config.pairs else None,
+            rewards=tuple(
+                self._reward(reward, name, f"{under}score.rewards.{index}")
+                for index, (reward, name) in enumerate(zip(rewards, reward_names(config.score), strict=True))
+            ),
+        )
+
+    def data(self, name: str, key: str) -> DataSource:
+        if name not in self._data:
+            self._data[name] = DataSource.found(models.resolve(name, key=key, maker=self._maker, hub=False), key=key)
+        return self._data[name]
+
+    def _reward(self, reward: RewardConfig, name: str, key: str) -> RewardSource:
+        if (reward, name) not in self._rewards:
+            self._rewards[reward, name] = _reward_source(reward, name, key, self._maker)
+        return self._rewards[reward, name]
 
 
-def _evaluation_source(evaluate: EvaluateConfig, config: Config, maker: models.Maker) -> PromptSource:
-    if evaluate.path is None:
-        return _prompt_source(config.prompts.path, "prompts.path", maker)
-    return _prompt_source(evaluate.path, "evaluate.path", maker)
-
-
-def _reward_source(reward: ModelReward | FunctionReward, name: str, key: str, maker: models.Maker) -> RewardSource:
+def _reward_source(reward: RewardConfig, name: str, key: str, maker: models.Maker) -> RewardSource:
     if isinstance(reward, FunctionReward):
         module = sys.modules[find_function(reward.target).__module__].__file__
         return RewardSource(reward, name, key, None, file_sha256(Path(module)) if module else "built in")

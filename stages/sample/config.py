@@ -22,3 +22,8 @@ class SampleConfig(Settings):
     tensor_parallel_size: int = where(1, ge=1, description="GPUs an engine spans")
     gpu_memory_utilization: float = where(0.85, gt=0, le=1, description="share of a GPU that an engine takes")
     kv_cache_gib: int = where(1, ge=1, description="GiB of KV cache on a machine without a GPU")
+
+    def engine(self) -> SampleConfig:
+        """What an engine is started with: the settings of single requests, which come with each, left at defaults."""
+        kept = ("max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "kv_cache_gib")
+        return SampleConfig(**{name: getattr(self, name) for name in kept})

@@ -12,7 +12,14 @@ from stages.settings import Settings, where
 class _Reward(Settings):
     name: str | None = Field(None, description="in tables and reports; null: from the path or the function")
     weight: float = Field(1.0, description="of this reward in the sum that makes pairs")
-    role: Literal["main", "holdout"] = Field("main", description="holdout: reported, never trained on")
+    role: Literal["main", "auxiliary", "holdout"] = Field(
+        "main",
+        description="main: makes the pairs; auxiliary: beside the pairs, for objectives that use it; "
+        "holdout: reported, never trained on",
+    )
+    scale: Literal["none", "zscore"] = Field(
+        "none", description="zscore: less its mean over the round's answers, by its standard deviation, then weighted"
+    )
 
 
 class ModelReward(_Reward):

@@ -1,0 +1,221 @@
+"""Jobs that read what people bring along: tokenizers, prompts, texts, ready pairs, tables of other runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.artifacts import Entry, StageFolder
+from pipeline.config import PairsConfig
+from pipeline.pair_files import pair_rows
+from pipeline.prompts import HeldOut, distinct, draw, prompt_rows, read_rows
+from stages.contracts import PAIRS, TEXTS
+from stages.errors import InputError
+from stages.seeds import row_id
+from stages.tokenizers import load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class CheckTokenizers:
+    """Load every tokenizer of a run before anything costs time: (folder, pad token, config key) each."""
+
+    tokenizers: Sequence[tuple[Path, str | None, str]]
+
+    def __call__(self, _state: None) -> None:
+        for folder, pad_token, key in self.tokenizers:
+            load_tokenizer(folder, pad_token=pad_token, key=key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparePrompts:
+    """A source of prompts as one table: read, rendered, tokenised, equal rows merged.
+
+    Attributes:
+        held_out: keep one side of a held-out share; None keeps all.
+        exclude: prompts whose text is left out, because they are evaluated on.
+        limit: keep this many, drawn by `seed`; None keeps all in the source's order.
+    """
+
+    source: Path
+    key: str
+    tokenizer: Path
+    pad_token: str | None
+    columns: Mapping[str, str]
+    system: str | None
+    out: StageFolder
+    seed: int
+    held_out: HeldOut | None
+    exclude: StageFolder | None
+    limit: int | None
+
+    def __call__(self, _state: None) -> list[Entry]:
+        tokenizer = load_tokenizer(self.tokenizer, pad_token=self.pad_token, key="policy.path")
+        rows = read_rows(self.source, key=self.key)
+        everything, merged = distinct(prompt_rows(rows, tokenizer, columns=self.columns, system=self.system))
+        table = everything
+        if self.held_out is not None:
+            kept = [self.held_out.keeps(prompt) for prompt in table["prompt"].to_pylist()]
+            table = table.filter(pa.array(kept, pa.bool_()))
+        num_evaluated = table.num_rows
+        if self.exclude is not None:
+            evaluated = pa.concat_tables(self.exclude.read_all())["prompt"]
+            table = table.filter(pc.invert(pc.is_in(table["prompt"], evaluated)))
+        num_evaluated -= table.num_rows
+        if not table.num_rows:
+            raise InputError(
+                f"{self.key}: {self.source}",
+                wanted="at least one prompt",
+                got=f"{everything.num_rows} rows, none of which is left" if everything.num_rows else "no row",
+                fix="check evaluate.path and evaluate.holdout: what is evaluated on is not trained on"
+                if everything.num_rows
+                else "check the file's content",
+            )
+        if self.limit is not None:
+            order = draw(table.num_rows, count=min(self.limit, table.num_rows), seed=self.seed)
+            table = table.take(order)
+        return [self.out.publish(0, table, stats={"merged": merged, "evaluated": num_evaluated})]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawPrompts:
+    """A round's prompts from the pool, cut into shards."""
+
+    pool: StageFolder
+    out: StageFolder
+    round: int
+    before: tuple[int, ...]
+    count: int
+    shard_size: int
+    seed: int
+
+    def __call__(self, _state: None) -> list[Entry]:
+        pool = self.pool.read(0)
+        table = pool.take(draw(pool.num_rows, before=self.before, count=self.count, seed=self.seed))
+        return _publish_shards(self.out, table, self.round, self.shard_size, [self.pool.entry(0)])
+
+
+@dataclass(frozen=True, slots=True)
+class AllPrompts:
+    """Every prompt of a pool, in order, cut into shards."""
+
+    pool: StageFolder
+    out: StageFolder
+    shard_size: int
+
+    def __call__(self, _state: None) -> list[Entry]:
+        return _publish_shards(self.out, self.pool.read(0), 0, self.shard_size, [self.pool.entry(0)])
+
+
+def _publish_shards(out: StageFolder, table: pa.Table, round: int, size: int, parents: Sequence[Entry]) -> list[Entry]:
+    column = table.schema.get_field_index("round")
+    table = table.set_column(column, table.schema.field(column), pa.array([round] * table.num_rows, pa.int32()))
+    return [
+        out.publish(shard, table.slice(start, size), parents=parents)
+        for shard, start in enumerate(range(0, table.num_rows, size))
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareTexts:
+    """Texts to watch as one table: read, drawn by `seed`, tokenised, cut."""
+
+    source: Path
+    key: str
+    tokenizer: Path
+    pad_token: str | None
+    column: str
+    max_length: int | None
+    num_texts: int
+    seed: int
+    out: StageFolder
+
+    def __call__(self, _state: None) -> list[Entry]:
+        tokenizer = load_tokenizer(self.tokenizer, pad_token=self.pad_token, key="policy.path")
+        context = self.max_length or model_context(self.tokenizer)
+        texts: dict[str, str] = {}
+        for where, row in read_rows(self.source, key=self.key):
+            text = row.get(self.column)
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(
+                    where,
+                    wanted=f"text in column {self.column!r}",
+                    got=f"the columns {', '.join(row) or 'none'}" if self.column not in row else repr(text)[:120],
+                    fix="--set evaluate.texts.column=NAME, or mend the row",
+                )
+            texts.setdefault(row_id("text", text), text)
+        keys = sorted(texts, key=lambda key: row_id(self.seed, key))[: self.num_texts]
+        rows = [
+            {
+                "text_id": key,
+                "round": 0,
+                "text": texts[key],
+                "token_ids": tokenizer(texts[key]).input_ids[:context],
+            }
+            for key in keys
+        ]
+        rows = [row for row in rows if len(row["token_ids"]) > 1]
+        if not rows:
+            raise InputError(
+                f"{self.key}: {self.source}", wanted="texts of two tokens or more", got="none", fix="check the file"
+            )
+        return [self.out.publish(0, TEXTS.table(rows))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparePairs:
+    """Ready pairs as one table: read, rendered, tokenised, equal rows merged, those too long for the model left out."""
+
+    source: Path
+    key: str
+    tokenizer: Path
+    pad_token: str | None
+    config: PairsConfig
+    out: StageFolder
+    round: int
+
+    def __call__(self, _state: None) -> list[Entry]:
+        tokenizer = load_tokenizer(self.tokenizer, pad_token=self.pad_token, key="policy.path")
+        room = self.config.max_length or model_context(self.tokenizer)
+        rows: dict[str, dict[str, object]] = {}
+        num_read = num_long = num_made = 0
+
+        def counted() -> Iterator[tuple[str, dict[str, object]]]:
+            nonlocal num_read
+            for place in read_rows(self.source, key=self.key):
+                num_read += 1
+                yield place
+
+        made = pair_rows(counted(), tokenizer, columns=self.config.columns, system=self.config.system, round=self.round)
+        for row in made:
+            num_made += 1
+            longest = max(len(row["chosen_token_ids"]), len(row["rejected_token_ids"]))
+            if len(row["prompt_token_ids"]) + longest > room:
+                num_long += 1
+            else:
+                rows.setdefault(str(row["pair_id"]), row)
+        if not rows:
+            raise InputError(
+                f"{self.key}: {self.source}",
+                wanted=f"at least one pair of at most {room} tokens",
+                got=f"{num_read} rows, {num_long} of them longer, {num_read - num_made} of two equal answers",
+                fix="a model with a longer context, or shorter rows",
+            )
+        stats = {
+            "read": num_read,
+            "equal": num_read - num_made,
+            "long": num_long,
+            "merged": num_made - num_long - len(rows),
+        }
+        return [self.out.publish(0, PAIRS.table(rows.values()), stats=stats)]
+
+
+def model_context(folder: Path) -> int:
+    """The most tokens a model's context holds, from its config; a large number where that does not say."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
