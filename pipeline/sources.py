@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,34 +57,49 @@ class RoundSources:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Everything a run starts from, found and hashed.
+    """What a run starts from, found and hashed, as far as it was asked for.
 
     Attributes:
         policy_files: hash of the policy's config and tokenizer.
         rounds: of the config as it stands, then of each entry where `rounds` is a list.
     """
 
-    policy: Weights
+    found_policy: Weights | None
     policy_files: str
     evaluation: DataSource | None
     texts: DataSource | None
     rounds: tuple[RoundSources, ...]
+
+    @property
+    def policy(self) -> Weights:
+        """The policy that the run starts from."""
+        assert self.found_policy is not None, "the policy was not asked for"
+        return self.found_policy
 
     def of(self, number: int) -> RoundSources:
         """What a round starts from; 0 is the evaluation before the first."""
         return self.rounds[min(number, len(self.rounds) - 1)]
 
 
-def find_sources(config: Config, *, maker: models.Maker = embedded.make) -> Sources:
-    """Resolve every name in the config; embedded models are made now if the cache lacks them.
+ALL = ("policy", "prompts", "pairs", "rewards", "evaluation")
+"""What `find_sources` can look for."""
+
+
+def find_sources(config: Config, *, maker: models.Maker = embedded.make, needs: Sequence[str] = ALL) -> Sources:
+    """Resolve the names in the config; embedded models are made now if the cache lacks them.
+
+    Args:
+        needs: which of them, out of `ALL`.
 
     Raises:
         InputError: for the first thing that cannot be used.
     """
-    policy = models.resolve(config.policy.path, key="policy.path", maker=maker)
-    models.check_policy(policy, key="policy.path")
-    find = _Finder(maker)
-    evaluate = config.evaluate
+    policy = None
+    if "policy" in needs:
+        policy = models.resolve(config.policy.path, key="policy.path", maker=maker)
+        models.check_policy(policy, key="policy.path")
+    find = _Finder(maker, needs)
+    evaluate = config.evaluate if "evaluation" in needs else None
     evaluation = texts = None
     if evaluate is not None:
         # A share is held out from the prompts that the first entry, or the config itself, names.
@@ -93,8 +109,8 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make) -> Sour
         texts = find.data(evaluate.texts.path, "evaluate.texts.path") if evaluate.texts is not None else None
     num_entries = 0 if isinstance(config.rounds, int) else config.num_rounds
     return Sources(
-        policy=Weights.found(policy, round=0),
-        policy_files=files_sha256(policy),
+        found_policy=Weights.found(policy, round=0) if policy else None,
+        policy_files=files_sha256(policy) if policy else "",
         evaluation=evaluation,
         texts=texts,
         rounds=tuple(find.of_round(config.for_round(number), number) for number in range(num_entries + 1)),
@@ -104,20 +120,23 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make) -> Sour
 class _Finder:
     """Resolves names, each once."""
 
-    def __init__(self, maker: models.Maker) -> None:
-        self._maker = maker
+    def __init__(self, maker: models.Maker, needs: Sequence[str]) -> None:
+        self._maker, self._needs = maker, needs
         self._data: dict[str, DataSource] = {}
         self._rewards: dict[tuple[RewardConfig, str], RewardSource] = {}
 
     def of_round(self, config: Config, number: int) -> RoundSources:
         under = f"rounds.{number - 1}." if number else ""
-        rewards = config.score.rewards if config.score is not None else ()
+        rewards = config.score.rewards if config.score is not None and "rewards" in self._needs else ()
+        names = reward_names(config.score) if rewards else []
+        prompts = config.prompts if "prompts" in self._needs else None
+        pairs = config.pairs if "pairs" in self._needs else None
         return RoundSources(
-            prompts=self.data(config.prompts.path, f"{under}prompts.path") if config.prompts else None,
-            pairs=self.data(config.pairs.path, f"{under}pairs.path") if config.pairs else None,
+            prompts=self.data(prompts.path, f"{under}prompts.path") if prompts else None,
+            pairs=self.data(pairs.path, f"{under}pairs.path") if pairs else None,
             rewards=tuple(
                 self._reward(reward, name, f"{under}score.rewards.{index}")
-                for index, (reward, name) in enumerate(zip(rewards, reward_names(config.score), strict=True))
+                for index, (reward, name) in enumerate(zip(rewards, names, strict=True))
             ),
         )
 

@@ -22,7 +22,7 @@ from pipeline.lineage import Lineage
 from pipeline.report import result_table, round_reports, where_things_are
 from pipeline.run_folder import is_held, next_log_dir, only_run
 from pipeline.schedule import add_rounds, parse_addition
-from pipeline.sources import Sources, find_sources
+from pipeline.sources import ALL, Sources, find_sources
 from stages.errors import PrefloopError
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def _add_rounds(config: Config, more: int, console: Console) -> bool:
 
 
 @contextmanager
-def opened(config: Config, config_file: Path, folder: Path, console: Console) -> Iterator[Workshop]:
+def opened(
+    config: Config, config_file: Path, folder: Path, console: Console, *, needs: Sequence[str] = ALL
+) -> Iterator[Workshop]:
     """Everything that steps need, for the length of the block: inputs found, Ray up, workers there when asked for.
 
     Args:
@@ -80,6 +82,7 @@ def opened(config: Config, config_file: Path, folder: Path, console: Console) ->
         config_file: its file; modules of reward functions are looked for beside it first.
         folder: where results and logs go.
         console: where it is told.
+        needs: which of the config's names are used; see `find_sources`.
     """
     log_dir = next_log_dir(folder)
     _quiet(log_dir)
@@ -87,12 +90,13 @@ def opened(config: Config, config_file: Path, folder: Path, console: Console) ->
     sys.path.insert(0, str(beside))
     set_environment(config.cluster)
     try:
-        sources = _find(config, console, log_dir)
+        sources = _find(config, console, log_dir, needs)
         # From here on Ray is imported.
         from pipeline.crew import Crew
         from pipeline.workshop import Workshop
 
-        with session(config.cluster, log_dir=log_dir, search_path=[beside]) as devices:
+        shipped = imported_from(beside)
+        with session(config.cluster, log_dir=log_dir, search_path=[beside], shipped=shipped) as devices:
             for number in range(len(sources.rounds)):
                 refuse_unless_it_fits(lay_out(config.for_round(number), devices).workers)
             crew = Crew(config, devices, log_dir=log_dir)
@@ -107,7 +111,14 @@ def opened(config: Config, config_file: Path, folder: Path, console: Console) ->
         raise
 
 
-def _find(config: Config, console: Console, log_dir: Path) -> Sources:
+def imported_from(folder: Path) -> list[Path]:
+    """The modules and packages lying in a folder that this process has imported: reward functions, and what they use."""
+    files = [Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
+    tops = {folder / file.relative_to(folder).parts[0] for file in files if file.is_relative_to(folder)}
+    return sorted(path for path in tops if path.suffix == ".py" or (path / "__init__.py").exists())
+
+
+def _find(config: Config, console: Console, log_dir: Path, needs: Sequence[str]) -> Sources:
     with console.bar("models", total=None) as bar:
 
         def progress(what: str, done: int, total: int) -> None:
@@ -119,7 +130,7 @@ def _find(config: Config, console: Console, log_dir: Path) -> Sources:
         def maker(name: str) -> Path:
             return embedded.make_aside(name, log=log_dir / "embedded.log", progress=progress)
 
-        return find_sources(config, maker=maker)
+        return find_sources(config, maker=maker, needs=needs)
 
 
 def _announce(shop: Workshop) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.artifacts import Entry, StageFolder
 from pipeline.config import PairsConfig
 from pipeline.pair_files import pair_rows
 from pipeline.prompts import HeldOut, distinct, draw, prompt_rows, read_rows
-from stages.contracts import PAIRS, TEXTS
+from stages.contracts import CANDIDATES, PAIRS, PROMPTS, TEXTS
 from stages.errors import InputError
 from stages.seeds import row_id
 from stages.tokenizers import load_tokenizer
+from stages.weights import file_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,3 +222,72 @@ def model_context(folder: Path) -> int:
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptTables:
+    """Tables made elsewhere, checked against their contracts and cut into shards by prompt.
+
+    Attributes:
+        files: Parquet files by the contract's name.
+        out: where the shards go, a folder for each; prompts, if given, first.
+        shard_size: prompts behind a shard.
+    """
+
+    files: Mapping[str, Sequence[Path]]
+    out: Sequence[StageFolder]
+    shard_size: int
+
+    def hashes(self, _state: None) -> dict[str, list[str]]:
+        """What the files are."""
+        return {name: [file_sha256(file) for file in files] for name, files in self.files.items()}
+
+    def count(self, _state: None) -> int:
+        """How many shards there will be."""
+        if self.out[0].contract is not PROMPTS:
+            return 1
+        rows = sum(pq.read_metadata(file).num_rows for file in self.files[PROMPTS.name])
+        return max(1, math.ceil(rows / self.shard_size))
+
+    def __call__(self, _state: None) -> list[Entry]:
+        tables = [self._table(folder) for folder in self.out]
+        if self.out[0].contract is not PROMPTS:
+            return [self.out[0].publish(0, tables[0])]
+        prompts, entries = tables[0], []
+        for folder, table in zip(self.out[1:], tables[1:], strict=True):
+            self._refuse_strangers(folder, table, prompts)
+        for shard, start in enumerate(range(0, prompts.num_rows, self.shard_size)):
+            mine = prompts.slice(start, self.shard_size)
+            parts = [mine, *(t.filter(pc.is_in(t["prompt_id"], mine["prompt_id"])) for t in tables[1:])]
+            for folder, part in zip(self.out, parts, strict=True):
+                drops = _without_candidates(mine, part) if folder.contract is CANDIDATES else []
+                entries.append(folder.publish(shard, part, drops=drops))
+        return entries
+
+    def _table(self, folder: StageFolder) -> pa.Table:
+        contract = folder.contract
+        try:
+            parts = [contract.check(pq.read_table(file), where=str(file)) for file in self.files[contract.name]]
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(
+                str(self.files[contract.name][0]), wanted="Parquet", got=str(error), fix="write the file again"
+            ) from None
+        return pa.concat_tables([part.select(contract.schema.names).cast(contract.schema) for part in parts])
+
+    def _refuse_strangers(self, folder: StageFolder, table: pa.Table, prompts: pa.Table) -> None:
+        strangers = table.filter(pc.invert(pc.is_in(table["prompt_id"], prompts["prompt_id"])))
+        if strangers.num_rows:
+            raise InputError(
+                str(self.files[folder.contract.name][0]),
+                wanted="rows that belong to the given prompts",
+                got=f"{strangers.num_rows:,} that do not, prompt_id {strangers['prompt_id'][0]} among them",
+                fix="give the prompts that these rows were made from",
+            )
+
+
+def _without_candidates(prompts: pa.Table, candidates: pa.Table) -> list[dict[str, str]]:
+    silent = prompts.filter(pc.invert(pc.is_in(prompts["prompt_id"], candidates["prompt_id"])))
+    return [
+        {"prompt_id": prompt_id, "fate": "engine_error", "detail": "the given table has no candidate for it"}
+        for prompt_id in silent["prompt_id"].to_pylist()
+    ]
