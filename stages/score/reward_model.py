@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import InputError
+from stages.pretrained import load_model
 from stages.protocols import Turn
 from stages.score.config import ModelReward
 from stages.tokenizers import load_tokenizer
@@ -45,17 +46,13 @@ class RewardModel:
             torch.set_num_threads(num_threads)
         self._tokenizer = load_tokenizer(folder, pad_token=config.pad_token, key=key)
         self._tokenizer.padding_side = "right"
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=getattr(torch, config.dtype), local_files_only=True, use_safetensors=True
-            )
-        except Exception as error:  # transformers raises nearly anything for a broken folder
-            raise InputError(
-                f"{key} {folder}",
-                wanted="a sequence classifier that transformers can load",
-                got=f"{type(error).__name__}: {error}",
-                fix="check the folder with AutoModelForSequenceClassification.from_pretrained",
-            ) from error
+        model = load_model(
+            AutoModelForSequenceClassification,
+            folder,
+            dtype=getattr(torch, config.dtype),
+            where=f"{key} {folder}",
+            wanted="a sequence classifier that transformers can load",
+        )
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         self._model: Any = model.to(self._device).eval()
         self._context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
