@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifacts import Entry, StageFolder, close_model, found_model
-from pipeline.prompts import HeldOut, distinct, draw, prompt_rows, read_rows
+from pipeline.prompt_files import Part, read_rows
+from pipeline.prompts import Form, HeldOut, count_changed, distinct, draw, prompt_rows
 from stages.errors import InputError
 from stages.protocols import Reward, Sampler, Weights
 from stages.sample.config import SampleConfig
@@ -34,11 +35,12 @@ from stages.update.rows import answers_of, pair_rows, reference_logps, reference
 class CheckTokenizers:
     """Load every tokenizer of a run before anything costs time: (folder, pad token, config key) each."""
 
-    tokenizers: Sequence[tuple[Path, str | None, str]]
+    policy: tuple[Path, str | None, str]
+    rewards: Sequence[tuple[Path, str | None, str]]
 
     def __call__(self, _state: None) -> None:
-        for folder, pad_token, key in self.tokenizers:
-            load_tokenizer(folder, pad_token=pad_token, key=key)
+        for folder, pad_token, key in (self.policy, *self.rewards):
+            load_tokenizer(folder, pad_token=pad_token, key=key, answers=key == self.policy[2])
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------------
@@ -58,8 +60,8 @@ class PreparePrompts:
     key: str
     tokenizer: Path
     pad_token: str | None
-    columns: Mapping[str, str]
-    system: str | None
+    part: Part
+    form: Form
     out: StageFolder
     seed: int
     held_out: HeldOut | None
@@ -68,8 +70,8 @@ class PreparePrompts:
 
     def __call__(self, _state: None) -> list[Entry]:
         tokenizer = load_tokenizer(self.tokenizer, pad_token=self.pad_token, key="policy.path")
-        rows = read_rows(self.source, key=self.key)
-        everything, merged = distinct(prompt_rows(rows, tokenizer, columns=self.columns, system=self.system))
+        rows = read_rows(self.source, key=self.key, part=self.part)
+        everything, merged = distinct(prompt_rows(rows, tokenizer, form=self.form))
         table = everything
         if self.held_out is not None:
             kept = [self.held_out.keeps(prompt) for prompt in table["prompt"].to_pylist()]
@@ -91,7 +93,8 @@ class PreparePrompts:
         if self.limit is not None:
             order = draw(table.num_rows, round=1, per_round=min(self.limit, table.num_rows), seed=self.seed)
             table = table.take(order)
-        return [self.out.publish(0, table, stats={"merged": merged, "evaluated": num_evaluated})]
+        stats = {"merged": merged, "evaluated": num_evaluated, "changed": count_changed(table, tokenizer)}
+        return [self.out.publish(0, table, stats=stats)]
 
 
 @dataclass(frozen=True, slots=True)

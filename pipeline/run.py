@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from cluster.mapper import Tasks
 from pipeline import jobs, report
@@ -12,7 +13,7 @@ from pipeline.console import Bar, Console
 from pipeline.crew import Crew
 from pipeline.figures import Figures
 from pipeline.lineage import Lineage, RoundRecord, describe
-from pipeline.prompts import HeldOut
+from pipeline.prompts import Form, HeldOut
 from pipeline.round import Round
 from pipeline.run_folder import write_config
 from pipeline.sources import PromptSource, Sources
@@ -49,7 +50,7 @@ class Run:
         """
         policy = (self.sources.policy.path, self.config.policy.pad_token, "policy.path")
         rewards = [(r.folder, r.config.pad_token, r.key) for r in self.sources.rewards if r.config.type == "model"]
-        self.crew.tasks.run(jobs.CheckTokenizers([policy, *rewards]))  # type: ignore[list-item]
+        self.crew.tasks.run(jobs.CheckTokenizers(policy, rewards))  # type: ignore[arg-type]
         self._prepare_evaluation()
         stats = self._prepare_pool().entries[0].stats
         num_prompts, wanted = self.pool.entry(0).rows, self.config.prompts.per_round
@@ -67,6 +68,8 @@ class Run:
             told += f"; {stats['merged']:,.0f} repeated rows merged"
         if stats["evaluated"]:
             told += f"; {stats['evaluated']:,.0f} left out of training, since they are evaluated on"
+        if stats["changed"]:
+            told += f"; the policy's tokenizer does not keep the text of {stats['changed']:,.0f} of them as it is"
         if self.config.rounds * wanted > num_prompts:
             told += f"; asked again, reshuffled, after {num_prompts // wanted} rounds"
         self.console.line("", "prompts", told)
@@ -102,14 +105,15 @@ class Run:
         limit: int | None = None,
     ) -> Done:
         """A source as one published table."""
-        seed, system = self.config.run.seed, self.config.prompts.system
+        seed, prompts = self.config.run.seed, self.config.prompts
+        form = Form(columns, prompts.system, prompts.to_chat, prompts.chat_template_kwargs)
         job = jobs.PreparePrompts(
             source=source.path,
             key=source.key,
             tokenizer=self.sources.policy.path,
             pad_token=self.config.policy.pad_token,
-            columns=columns,
-            system=system,
+            part=source.part,
+            form=form,
             out=out,
             seed=seed,
             held_out=held_out,
@@ -119,8 +123,8 @@ class Run:
         fingerprint = {
             "source": source.sha256,
             "tokenizer": self.sources.policy_files,
-            "columns": columns,
-            "system": system,
+            "part": asdict(source.part),
+            "form": asdict(form),
             "held_out": None if held_out is None else [held_out.share, held_out.wanted],
             "exclude": exclude.digest() if exclude else None,
             "limit": limit,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import embedded, models
-from pipeline.config import Config, EvaluateConfig, reward_names
-from pipeline.prompts import source_sha256
+from pipeline.config import Config, EvaluateConfig, PromptsConfig, reward_names
+from pipeline.prompt_files import WHOLE, Part, fetch_dataset, source_sha256
 from stages.protocols import Weights
 from stages.score.config import FunctionReward, ModelReward
 from stages.score.functions import find_function
@@ -34,11 +34,12 @@ class RewardSource:
 
 @dataclass(frozen=True, slots=True)
 class PromptSource:
-    """A source of prompts as found."""
+    """A source of prompts as found; `part` says which of what is in it."""
 
     path: Path
     key: str
     sha256: str
+    part: Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,14 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make) -> Sour
     """
     policy = models.resolve(config.policy.path, key="policy.path", maker=maker)
     models.check_policy(policy, key="policy.path")
-    evaluation = None
+    prompts, evaluation = _prompt_source(config.prompts, "prompts.path", maker), None
     if config.evaluate is not None:
-        evaluation = _evaluation_source(config.evaluate, config, maker)
+        own = config.evaluate.path is not None
+        evaluation = _prompt_source(config.evaluate, "evaluate.path", maker) if own else prompts
     return Sources(
         policy=Weights.found(policy, round=0),
         policy_files=files_sha256(policy),
-        prompts=_prompt_source(config.prompts.path, "prompts.path", maker),
+        prompts=prompts,
         evaluation=evaluation,
         rewards=tuple(
             _reward_source(reward, name, f"score.rewards.{index}", maker)
@@ -75,15 +77,13 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make) -> Sour
     )
 
 
-def _prompt_source(name: str, key: str, maker: models.Maker) -> PromptSource:
-    path = models.resolve(name, key=key, maker=maker, hub=False)
-    return PromptSource(path, key, source_sha256(path))
-
-
-def _evaluation_source(evaluate: EvaluateConfig, config: Config, maker: models.Maker) -> PromptSource:
-    if evaluate.path is None:
-        return _prompt_source(config.prompts.path, "prompts.path", maker)
-    return _prompt_source(evaluate.path, "evaluate.path", maker)
+def _prompt_source(section: PromptsConfig | EvaluateConfig, key: str, maker: models.Maker) -> PromptSource:
+    name, part = section.path or "", Part(section.config, section.split)
+    if models.on_hub(name):
+        path, part = fetch_dataset(name, embedded.cache_root() / "datasets", key=key, part=part), WHOLE
+    else:
+        path = models.resolve(name, key=key, maker=maker, hub=False)
+    return PromptSource(path, key, source_sha256(path), part)
 
 
 def _reward_source(reward: ModelReward | FunctionReward, name: str, key: str, maker: models.Maker) -> RewardSource:

@@ -11,7 +11,7 @@ import tiny_models
 import torch
 from ranks import on_ranks
 
-from pipeline.prompts import distinct, prompt_rows
+from pipeline.prompts import Form, distinct, prompt_rows
 from stages.protocols import Weights
 from stages.sample.config import SampleConfig
 from stages.sample.stage import Draw, sample
@@ -46,7 +46,7 @@ def prompts(folders):
             for text in tiny_models.PROMPTS
         ]
         tokenizer = load_tokenizer(folders[name], pad_token=kind.pad_token, key="policy.path")
-        return distinct(prompt_rows(rows, tokenizer, columns={}, system=None))[0]
+        return distinct(prompt_rows(rows, tokenizer, form=Form()))[0]
 
     return {name: table(name) for name in KINDS}
 
