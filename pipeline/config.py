@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from cluster.config import ClusterConfig
 from stages.errors import ConfigError
 from stages.sample.config import SampleConfig
-from stages.score.config import PairConfig, ScoreConfig
+from stages.score.config import PairConfig, ScoreConfig, check_template_kwargs
 from stages.settings import Settings, where
 from stages.update.config import UpdateConfig
 
@@ -42,14 +42,22 @@ class PolicyConfig(Settings):
 class PromptsConfig(Settings):
     """What the policy is asked in training."""
 
-    path: str = Field(description="a JSONL, JSON, Parquet or Arrow file, a folder saved by datasets, or embedded:…")
+    path: str = Field(
+        description="a JSONL, JSON, Parquet or Arrow file, a folder saved by datasets or with data files, a dataset of "
+        "the hub (org/name), or embedded:…"
+    )
+    config: str | None = Field(None, description="of a dataset with several")
+    split: str | None = Field(None, description="of a dataset with several")
     per_round: int = Field(512, ge=1, description="prompts a round")
     shard_size: int = Field(64, ge=1, description="prompts behind one unit of work")
     columns: dict[str, str] = Field({}, description="role (prompt, messages, answer) to column, where names differ")
+    to_chat: bool = Field(False, description="a plain text becomes a chat of one user message")
     system: str | None = Field(None, description="system message put before a chat that has none")
+    chat_template_kwargs: dict[str, Any] = Field({}, description="variables of the chat template: {enable_thinking: …}")
 
     @model_validator(mode="after")
-    def _known_roles(self) -> PromptsConfig:
+    def _known_names(self) -> PromptsConfig:
+        check_template_kwargs(self.chat_template_kwargs)
         return _check_roles(self)
 
 
@@ -57,9 +65,13 @@ class PairsConfig(Settings):
     """Ready pairs to train on, in the place of prompts, sampling and scoring."""
 
     path: str = Field(description="a file or folder as for prompts.path, with chosen and rejected answers")
+    config: str | None = Field(None, description="as prompts.config")
+    split: str | None = Field(None, description="as prompts.split")
     columns: dict[str, str] = Field({}, description="role (see pipeline.pair_files) to column, where names differ")
     max_length: int | None = Field(None, ge=2, description="tokens of prompt and answer; null: the model's context")
     system: str | None = Field(None, description="as prompts.system")
+    chat_template_kwargs: dict[str, Any] = Field({}, description="as prompts.chat_template_kwargs")
+    to_chat: bool = Field(False, description="as prompts.to_chat")
 
     @model_validator(mode="after")
     def _known_roles(self) -> PairsConfig:
@@ -70,6 +82,8 @@ class TextsConfig(Settings):
     """Texts whose likelihood is watched: a policy that games its reward forgets how real text reads."""
 
     path: str = Field(description="as prompts.path")
+    config: str | None = Field(None, description="as prompts.config")
+    split: str | None = Field(None, description="as prompts.split")
     column: str = Field("text", description="of the texts")
     num_texts: int = Field(128, ge=1, description="drawn by the run's seed")
     max_length: int | None = Field(None, ge=2, description="tokens a text is cut to; null: the model's context")
@@ -79,6 +93,8 @@ class EvaluateConfig(Settings):
     """What the policy is asked to see whether it got better."""
 
     path: str | None = Field(None, description="as prompts.path; null: held out from the training prompts")
+    config: str | None = Field(None, description="as prompts.config")
+    split: str | None = Field(None, description="as prompts.split")
     holdout: float | None = Field(None, gt=0, lt=1, description="share of the training prompts that is held out")
     num_prompts: int = Field(512, ge=1)
     columns: dict[str, str] = Field({}, description="as prompts.columns, which holds where this is empty")
@@ -90,6 +106,9 @@ class EvaluateConfig(Settings):
         if (self.path is None) == (self.holdout is None):
             got = "neither" if self.path is None else "both"
             raise ConfigError("path", wanted="either path or holdout", got=got, fix="for example holdout: 0.1 alone")
+        if self.path is None and (self.config or self.split):
+            got = f"{self.config or self.split!r} with holdout"
+            raise ConfigError("path", wanted="a path, to take config and split of", got=got, fix="see prompts.split")
         return _check_roles(self)
 
 

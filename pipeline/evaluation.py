@@ -80,6 +80,7 @@ class Evaluation:
             key=source.key,
             tokenizer=shop.sources.policy.path,
             pad_token=shop.config.policy.pad_token,
+            part=source.part,
             column=config.column,
             max_length=config.max_length,
             num_texts=config.num_texts,

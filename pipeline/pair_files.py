@@ -10,12 +10,13 @@ as text ends with the EOS, since a whole answer is meant.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.prompts import conversation, rendered
+from pipeline.prompts import Form, chat_and_text
 from stages.errors import InputError
 from stages.seeds import row_id
+from stages.tokenizers import prompt_token_ids, render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,8 +47,7 @@ def pair_rows(
     rows: Iterable[tuple[str, Mapping[str, Any]]],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    columns: Mapping[str, str],
-    system: str | None,
+    form: Form,
     round: int,
 ) -> Iterator[dict[str, Any]]:
     """Rows of `PAIRS`, in order, with repeated ones; pairs of two equal answers are left out.
@@ -57,12 +57,12 @@ def pair_rows(
             template.
     """
     for where, row in rows:
-        pair = understood(row, columns, tokenizer, system=system, where=where)
+        pair = understood(row, tokenizer, form, where=where)
         if pair.chosen == pair.rejected:
             continue
-        prompt_ids = list(tokenizer(pair.prompt, add_special_tokens=pair.chat is None).input_ids)
-        chosen_ids = _answer_ids(pair, pair.chosen, tokenizer)
-        rejected_ids = _answer_ids(pair, pair.rejected, tokenizer)
+        prompt_ids = prompt_token_ids(tokenizer, pair.prompt, rendered=pair.chat is not None, where=where)
+        chosen_ids = _answer_ids(pair, pair.chosen, tokenizer, form, where)
+        rejected_ids = _answer_ids(pair, pair.rejected, tokenizer, form, where)
         prompt_id = row_id("prompt", pair.prompt)
         chosen_id, rejected_id = (row_id("response", prompt_id, text) for text in (pair.chosen, pair.rejected))
         both = pair.score_chosen is not None and pair.score_rejected is not None
@@ -87,20 +87,13 @@ def pair_rows(
         }
 
 
-def understood(
-    row: Mapping[str, Any],
-    columns: Mapping[str, str],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    system: str | None,
-    where: str,
-) -> ReadyPair:
+def understood(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, form: Form, *, where: str) -> ReadyPair:
     """A row's prompt and answers, whatever form they came in.
 
     Raises:
         InputError: if it has none of the known forms.
     """
-    found = _found_columns(row, columns, where)
+    found = _found_columns(row, form.columns, where)
     chosen, rejected = _messages(row[found["chosen"]]), _messages(row[found["rejected"]])
     prompt = _prompt(row, found)
     if prompt is None:
@@ -110,14 +103,9 @@ def understood(
         chosen, rejected = _without(before, chosen), _without(before, rejected)
         prompt = before
     own_system = row.get("system") if isinstance(row.get("system"), str) else None
-    chat = conversation(prompt, own_system or system, where) if isinstance(prompt, list) else None
-    if chat is None and system is not None:
-        raise InputError(
-            where, wanted="a chat, to put pairs.system before", got="plain text", fix="--set pairs.system=null"
-        )
-    text = rendered(chat, tokenizer, where) if chat is not None else prompt
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(where, wanted="a prompt", got="an empty one", fix="fill the row or remove it")
+    if own_system and isinstance(prompt, list):
+        form = replace(form, system=own_system)
+    chat, text = chat_and_text(prompt, tokenizer, form, where)
     return ReadyPair(
         text,
         chat,
@@ -210,16 +198,15 @@ def _number(row: Mapping[str, Any], column: str | None, where: str) -> float | N
         ) from None
 
 
-def _answer_ids(pair: ReadyPair, answer: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _answer_ids(pair: ReadyPair, answer: str, tokenizer: PreTrainedTokenizerBase, form: Form, where: str) -> list[int]:
     """An answer's tokens up to the first EOS, which a sampled answer would have stopped at.
 
     A chat's answer is what the template makes of it behind the rendered prompt, where that begins with the prompt.
     """
     text = answer
     if pair.chat is not None:
-        whole = str(
-            tokenizer.apply_chat_template([*pair.chat, {"role": "assistant", "content": answer}], tokenize=False)
-        )
+        messages = [*pair.chat, {"role": "assistant", "content": answer}]
+        whole = render_chat(tokenizer, messages, form.chat_template_kwargs, generation_prompt=False, where=where)
         text = whole.removeprefix(pair.prompt) if whole.startswith(pair.prompt) else answer
     ids = list(tokenizer(text, add_special_tokens=False).input_ids)
     end = tokenizer.eos_token_id

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from pipeline.artifacts import StageFolder
 from pipeline.config import Config, PromptsConfig
 from pipeline.jobs import inputs
-from pipeline.prompts import HeldOut
+from pipeline.prompts import Form, HeldOut
 from pipeline.sources import DataSource
 from pipeline.stage import Done
 from pipeline.workshop import Workshop
@@ -37,15 +38,16 @@ def read_prompts(
     Raises:
         InputError: for anything in the source that cannot be used.
     """
-    seed, system = shop.config.run.seed, config.system if config is not None else None
-    columns = columns or (config.columns if config is not None else {})
+    seed, form = shop.config.run.seed, Form(columns or {})
+    if config is not None:
+        form = Form(columns or config.columns, config.system, config.to_chat, config.chat_template_kwargs)
     job = inputs.PreparePrompts(
         source=source.path,
         key=source.key,
         tokenizer=shop.sources.policy.path,
         pad_token=shop.config.policy.pad_token,
-        columns=columns,
-        system=system,
+        part=source.part,
+        form=form,
         out=out,
         seed=seed,
         held_out=held_out,
@@ -55,8 +57,8 @@ def read_prompts(
     fingerprint = {
         "source": source.sha256,
         "tokenizer": shop.sources.policy_files,
-        "columns": dict(columns),
-        "system": system,
+        "part": asdict(source.part),
+        "form": asdict(form),
         "held_out": None if held_out is None else [held_out.share, held_out.wanted],
         "exclude": exclude.digest() if exclude else None,
         "limit": limit,
@@ -77,6 +79,7 @@ def read_pairs(shop: Workshop, out: StageFolder, source: DataSource, config: Con
         key=source.key,
         tokenizer=shop.sources.policy.path,
         pad_token=config.policy.pad_token,
+        part=source.part,
         config=config.pairs,
         out=out,
         round=round,

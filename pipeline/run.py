@@ -64,7 +64,7 @@ class Run:
             for r in sources.rewards
             if r.config.type == "model"
         ]
-        self.shop.crew.tasks.run(inputs.CheckTokenizers([policy, *dict.fromkeys(rewards)]))  # type: ignore[list-item]
+        self.shop.crew.tasks.run(inputs.CheckTokenizers(policy, list(dict.fromkeys(rewards))))  # type: ignore[arg-type]
         self._watch.refuse_missing()
         if self.evaluation is not None:
             self.evaluation.prepare()
@@ -107,6 +107,8 @@ class Run:
             told += f"; {stats['merged']:,.0f} repeated rows merged"
         if stats["evaluated"]:
             told += f"; {stats['evaluated']:,.0f} left out of training, since they are evaluated on"
+        if stats["changed"]:
+            told += f"; the policy's tokenizer does not keep the text of {stats['changed']:,.0f} of them as it is"
         if self.num_rounds * config.per_round > num_prompts:
             told += f"; asked again, reshuffled, after {num_prompts // config.per_round} rounds"
         return told

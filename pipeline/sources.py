@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import embedded, models
-from pipeline.config import Config, reward_names
-from pipeline.prompts import source_sha256
+from pipeline.config import Config, EvaluateConfig, PairsConfig, PromptsConfig, TextsConfig, reward_names
+from pipeline.prompt_files import Part, fetch_dataset, source_sha256
 from stages.protocols import Weights
 from stages.score.config import FunctionReward, ModelReward, RewardConfig
 from stages.score.functions import find_function
@@ -35,15 +35,16 @@ class RewardSource:
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """A file or folder of prompts, texts or pairs as found."""
+    """Prompts, texts or pairs as found; `part` says which of what is in it."""
 
     path: Path
     key: str
     sha256: str
+    part: Part
 
     @classmethod
-    def found(cls, path: Path, *, key: str) -> DataSource:
-        return cls(path, key, source_sha256(path))
+    def found(cls, path: Path, *, key: str, part: Part = WHOLE) -> DataSource:
+        return cls(path, key, source_sha256(path), part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,10 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make, needs: 
     evaluate = config.evaluate if "evaluation" in needs else None
     evaluation = texts = None
     if evaluate is not None:
-        # A share is held out from the prompts that the first entry, or the config itself, names.
-        named = config.prompts.path if evaluate.path is None and config.prompts is not None else evaluate.path
-        key = "prompts.path" if evaluate.path is None else "evaluate.path"
-        evaluation = find.data(named, key) if named is not None else None
-        texts = find.data(evaluate.texts.path, "evaluate.texts.path") if evaluate.texts is not None else None
+        own = evaluate.path is not None
+        section, key = (evaluate, "evaluate.path") if own else (config.prompts, "prompts.path")
+        evaluation = find.data(section, key) if section is not None else None
+        texts = find.data(evaluate.texts, "evaluate.texts.path") if evaluate.texts is not None else None
     num_entries = 0 if isinstance(config.rounds, int) else config.num_rounds
     return Sources(
         found_policy=Weights.found(policy, round=0) if policy else None,
@@ -122,7 +122,7 @@ class _Finder:
 
     def __init__(self, maker: models.Maker, needs: Sequence[str]) -> None:
         self._maker, self._needs = maker, needs
-        self._data: dict[str, DataSource] = {}
+        self._data: dict[tuple[str, Part], DataSource] = {}
         self._rewards: dict[tuple[RewardConfig, str], RewardSource] = {}
 
     def of_round(self, config: Config, number: int) -> RoundSources:
@@ -132,18 +132,24 @@ class _Finder:
         prompts = config.prompts if "prompts" in self._needs else None
         pairs = config.pairs if "pairs" in self._needs else None
         return RoundSources(
-            prompts=self.data(prompts.path, f"{under}prompts.path") if prompts else None,
-            pairs=self.data(pairs.path, f"{under}pairs.path") if pairs else None,
+            prompts=self.data(prompts, f"{under}prompts.path") if prompts else None,
+            pairs=self.data(pairs, f"{under}pairs.path") if pairs else None,
             rewards=tuple(
                 self._reward(reward, name, f"{under}score.rewards.{index}")
                 for index, (reward, name) in enumerate(zip(rewards, names, strict=True))
             ),
         )
 
-    def data(self, name: str, key: str) -> DataSource:
-        if name not in self._data:
-            self._data[name] = DataSource.found(models.resolve(name, key=key, maker=self._maker, hub=False), key=key)
-        return self._data[name]
+    def data(self, section: PromptsConfig | PairsConfig | TextsConfig | EvaluateConfig, key: str) -> DataSource:
+        name, part = section.path or "", Part(section.config, section.split)
+        if (name, part) not in self._data:
+            if models.on_hub(name):
+                path = fetch_dataset(name, embedded.cache_root() / "datasets", key=key, part=part)
+                self._data[name, part] = DataSource.found(path, key=key)
+            else:
+                path = models.resolve(name, key=key, maker=self._maker, hub=False)
+                self._data[name, part] = DataSource.found(path, key=key, part=part)
+        return self._data[name, part]
 
     def _reward(self, reward: RewardConfig, name: str, key: str) -> RewardSource:
         if (reward, name) not in self._rewards:

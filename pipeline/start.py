@@ -112,7 +112,7 @@ def opened(
 
 
 def imported_from(folder: Path) -> list[Path]:
-    """The modules and packages lying in a folder that this process has imported: reward functions, and what they use."""
+    """The modules and packages of a folder that this process has imported: reward functions, and what they use."""
     files = [Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
     tops = {folder / file.relative_to(folder).parts[0] for file in files if file.is_relative_to(folder)}
     return sorted(path for path in tops if path.suffix == ".py" or (path / "__init__.py").exists())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import read_json, write_json
-from pipeline.prompts import SUFFIXES
+from pipeline.prompt_files import SUFFIXES
 from stages.errors import InputError
 
 STOP = "STOP"

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import Entry, StageFolder
 from pipeline.config import PairsConfig
 from pipeline.pair_files import pair_rows
-from pipeline.prompts import HeldOut, distinct, draw, prompt_rows, read_rows
+from pipeline.prompt_files import Part, read_rows
+from pipeline.prompts import Form, HeldOut, count_changed, distinct, draw, prompt_rows
 from stages.contracts import CANDIDATES, PAIRS, PROMPTS, TEXTS
 from stages.errors import InputError
 from stages.seeds import row_id
@@ -26,11 +27,12 @@ from stages.weights import file_sha256
 class CheckTokenizers:
     """Load every tokenizer of a run before anything costs time: (folder, pad token, config key) each."""
 
-    tokenizers: Sequence[tuple[Path, str | None, str]]
+    policy: tuple[Path, str | None, str]
+    rewards: Sequence[tuple[Path, str | None, str]]
 
     def __call__(self, _state: None) -> None:
-        for folder, pad_token, key in self.tokenizers:
-            load_tokenizer(folder, pad_token=pad_token, key=key)
+        for folder, pad_token, key in (self.policy, *self.rewards):
+            load_tokenizer(folder, pad_token=pad_token, key=key, answers=key == self.policy[2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +49,8 @@ class PreparePrompts:
     key: str
     tokenizer: Path
     pad_token: str | None
-    columns: Mapping[str, str]
-    system: str | None
+    part: Part
+    form: Form
     out: StageFolder
     seed: int
     held_out: HeldOut | None
@@ -57,8 +59,8 @@ class PreparePrompts:
 
     def __call__(self, _state: None) -> list[Entry]:
         tokenizer = load_tokenizer(self.tokenizer, pad_token=self.pad_token, key="policy.path")
-        rows = read_rows(self.source, key=self.key)
-        everything, merged = distinct(prompt_rows(rows, tokenizer, columns=self.columns, system=self.system))
+        rows = read_rows(self.source, key=self.key, part=self.part)
+        everything, merged = distinct(prompt_rows(rows, tokenizer, form=self.form))
         table = everything
         if self.held_out is not None:
             kept = [self.held_out.keeps(prompt) for prompt in table["prompt"].to_pylist()]
@@ -80,7 +82,8 @@ class PreparePrompts:
         if self.limit is not None:
             order = draw(table.num_rows, count=min(self.limit, table.num_rows), seed=self.seed)
             table = table.take(order)
-        return [self.out.publish(0, table, stats={"merged": merged, "evaluated": num_evaluated})]
+        stats = {"merged": merged, "evaluated": num_evaluated, "changed": count_changed(table, tokenizer)}
+        return [self.out.publish(0, table, stats=stats)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,7 @@ class PrepareTexts:
     key: str
     tokenizer: Path
     pad_token: str | None
+    part: Part
     column: str
     max_length: int | None
     num_texts: int
@@ -140,7 +144,7 @@ class PrepareTexts:
         tokenizer = load_tokenizer(self.tokenizer, pad_token=self.pad_token, key="policy.path")
         context = self.max_length or model_context(self.tokenizer)
         texts: dict[str, str] = {}
-        for where, row in read_rows(self.source, key=self.key):
+        for where, row in read_rows(self.source, key=self.key, part=self.part):
             text = row.get(self.column)
             if not isinstance(text, str) or not text.strip():
                 raise InputError(
@@ -176,6 +180,7 @@ class PreparePairs:
     key: str
     tokenizer: Path
     pad_token: str | None
+    part: Part
     config: PairsConfig
     out: StageFolder
     round: int
@@ -188,11 +193,13 @@ class PreparePairs:
 
         def counted() -> Iterator[tuple[str, dict[str, object]]]:
             nonlocal num_read
-            for place in read_rows(self.source, key=self.key):
+            for place in read_rows(self.source, key=self.key, part=self.part):
                 num_read += 1
                 yield place
 
-        made = pair_rows(counted(), tokenizer, columns=self.config.columns, system=self.config.system, round=self.round)
+        config = self.config
+        form = Form(config.columns, config.system, config.to_chat, config.chat_template_kwargs)
+        made = pair_rows(counted(), tokenizer, form=form, round=self.round)
         for row in made:
             num_made += 1
             longest = max(len(row["chosen_token_ids"]), len(row["rejected_token_ids"]))

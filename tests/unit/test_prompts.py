@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.prompts import HeldOut, distinct, draw, prompt_rows, read_rows
+from pipeline.prompt_files import read_rows
+from pipeline.prompts import Form, HeldOut, distinct, draw, prompt_rows
 from stages.errors import InputError
 from stages.tokenizers import load_tokenizer
 
@@ -38,7 +39,7 @@ def write(path, rows):
 
 
 def table_of(path, tokenizer, **columns):
-    return distinct(prompt_rows(read_rows(path, key="prompts.path"), tokenizer, columns=columns, system=None))
+    return distinct(prompt_rows(read_rows(path, key="prompts.path"), tokenizer, form=Form(columns)))
 
 
 def test_every_form_of_file_gives_the_same_rows(tmp_path, tokenizer):
