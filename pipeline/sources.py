@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import embedded, models
 from pipeline.config import Config, EvaluateConfig, PairsConfig, PromptsConfig, TextsConfig, reward_names
-from pipeline.prompt_files import Part, fetch_dataset, source_sha256
+from pipeline.prompt_files import WHOLE, Part, fetch_dataset, source_sha256
 from stages.protocols import Weights
 from stages.score.config import FunctionReward, ModelReward, RewardConfig
 from stages.score.functions import find_function
