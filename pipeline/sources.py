@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import embedded, models
 from pipeline.config import Config, EvaluateConfig, PromptsConfig, reward_names
-from pipeline.prompt_files import WHOLE, Part, fetch_dataset, source_sha256
+from pipeline.prompt_files import WHOLE, Part, fetch_dataset, on_hub, source_sha256
 from stages.protocols import Weights
 from stages.score.config import FunctionReward, ModelReward
 from stages.score.functions import find_function
@@ -79,7 +79,7 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make) -> Sour
 
 def _prompt_source(section: PromptsConfig | EvaluateConfig, key: str, maker: models.Maker) -> PromptSource:
     name, part = section.path or "", Part(section.config, section.split)
-    if models.on_hub(name):
+    if on_hub(name):
         path, part = fetch_dataset(name, embedded.cache_root() / "datasets", key=key, part=part), WHOLE
     else:
         path = models.resolve(name, key=key, maker=maker, hub=False)
