@@ -39,7 +39,7 @@ def resolve(name: str, *, key: str, maker: Maker, hub: bool = True) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path.resolve()
-    if not hub or not on_hub(name):
+    if not hub or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise InputError(
             f"{key}: {name}",
             wanted="a file or folder",
@@ -47,11 +47,6 @@ def resolve(name: str, *, key: str, maker: Maker, hub: bool = True) -> Path:
             fix=f"check the path; it is taken from {Path.cwd()}",
         )
     return _from_hub(name, key)
-
-
-def on_hub(name: str) -> bool:
-    """Whether a name could be one on the hub, ``org/name``, and is no path here."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
 def _from_hub(name: str, key: str) -> Path:

@@ -60,10 +60,8 @@ def read_rows(path: Path, *, key: str, part: Part = WHOLE) -> Iterator[tuple[str
         yield from _json_lines(path, key)
     elif path.suffix == ".json":
         yield from _numbered(path, _json_list(path, key))
-    elif path.suffix == ".parquet":
-        yield from _numbered(path, _arrow_rows(path, key, "parquet"))
-    elif path.suffix == ".arrow":
-        yield from _numbered(path, _arrow_rows(path, key, "arrow"))
+    elif path.suffix in SUFFIXES:
+        yield from _numbered(path, _arrow_rows(path, key, path.suffix.removeprefix(".")))
     else:
         raise InputError(
             f"{key}: {path}",
@@ -145,6 +143,16 @@ def _folder_rows(path: Path, key: str, part: Part) -> Iterable[dict[str, Any]]:
             fix="name a file in it instead",
         ) from None
     return _one_split(found, f"{key}: {path}", _section(key), part)
+
+
+def on_hub(name: str) -> bool:
+    """Whether a name is ``org/name`` on the hub rather than a path, perhaps a mistyped one."""
+    first, slash, rest = name.partition("/")
+    return (
+        bool(first.strip(".~") and slash and rest)
+        and "/" not in rest
+        and not (Path(first).exists() or Path(rest).suffix in (*SUFFIXES, ".csv", ".txt"))
+    )
 
 
 def fetch_dataset(name: str, folder: Path, *, key: str, part: Part) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import embedded, models
 from pipeline.config import Config, EvaluateConfig, PairsConfig, PromptsConfig, TextsConfig, reward_names
-from pipeline.prompt_files import WHOLE, Part, fetch_dataset, source_sha256
+from pipeline.prompt_files import WHOLE, Part, fetch_dataset, on_hub, source_sha256
 from stages.protocols import Weights
 from stages.score.config import FunctionReward, ModelReward, RewardConfig
 from stages.score.functions import find_function
@@ -143,7 +143,7 @@ class _Finder:
     def data(self, section: PromptsConfig | PairsConfig | TextsConfig | EvaluateConfig, key: str) -> DataSource:
         name, part = section.path or "", Part(section.config, section.split)
         if (name, part) not in self._data:
-            if models.on_hub(name):
+            if on_hub(name):
                 path = fetch_dataset(name, embedded.cache_root() / "datasets", key=key, part=part)
                 self._data[name, part] = DataSource.found(path, key=key)
             else:

@@ -115,6 +115,29 @@ def write_byte_bpe(folder: Path, specials: list[str], *, template: str | None = 
     tokenizer.save_pretrained(folder)
 
 
+def write_word_pieces(folder: Path, *, cls: str, sep: str) -> None:
+    """WordPiece between a first and a last token, as encoders have it: no EOS, and other types for a second text."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    pad = "<pad>" if cls == "<s>" else "[PAD]"
+    specials = [cls, pad, sep, "[UNK]"]  # RoBERTa's padding is token 1
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=specials, show_progress=False)
+    backend.train_from_iterator(SENTENCES, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(token, backend.token_to_id(token)) for token in (cls, sep)],
+    )
+    names = {"cls_token": cls, "sep_token": sep, "pad_token": pad, "unk_token": "[UNK]"}
+    types = ["input_ids", "attention_mask"] if cls == "<s>" else ["input_ids", "token_type_ids", "attention_mask"]
+    PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=types, **names).save_pretrained(folder)
+
+
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 _LLAMA_SIZES = {
@@ -129,6 +152,14 @@ _LLAMA_SIZES = {
 }
 _GPT2_SIZES = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 160, "initializer_range": 0.2}
 _BLOOM_SIZES = {"hidden_size": 64, "n_layer": 2, "n_head": 2, "initializer_range": 0.2, "hidden_dropout": 0.1}
+_ENCODER_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
 _NEOX_SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -267,6 +298,29 @@ KINDS = {
 }
 
 
+ENCODERS = {
+    "bert": Kind(
+        lambda folder: write_word_pieces(folder, cls="[CLS]", sep="[SEP]"),
+        "bert",
+        _ENCODER_SIZES | {"type_vocab_size": 2},
+        tied=True,
+    ),
+    "roberta": Kind(
+        lambda folder: write_word_pieces(folder, cls="<s>", sep="</s>"),
+        "roberta",
+        _ENCODER_SIZES | {"type_vocab_size": 1, "max_position_embeddings": 64 + 2},
+        tied=True,
+    ),
+    "deberta": Kind(
+        lambda folder: write_word_pieces(folder, cls="[CLS]", sep="[SEP]"),
+        "deberta-v2",
+        _ENCODER_SIZES | {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"]},
+        tied=True,
+    ),
+}
+"""For sequence classifiers only."""
+
+
 def policy(name: str, folder: Path) -> Path:
     """Write a causal language model of one of `KINDS` with its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -287,10 +341,10 @@ def policy(name: str, folder: Path) -> Path:
 
 
 def judge(name: str, folder: Path) -> Path:
-    """Write a sequence classifier with one score, of one of `KINDS`, with its tokenizer."""
+    """Write a sequence classifier with one score, of one of `KINDS` or `ENCODERS`, with its tokenizer."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    kind = KINDS[name]
+    kind = (KINDS | ENCODERS)[name]
     folder.mkdir(parents=True, exist_ok=True)
     kind.write_tokenizer(folder)
     config = _config(kind, AutoTokenizer.from_pretrained(folder))
