@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import figures, jobs
-from pipeline.artifacts import StageFolder, found_model, refuse_changed_model, write_json
+from pipeline.artifacts import StageFolder, found_model, read_json, refuse_changed_model, write_json
 from pipeline.console import Stopwatch, duration
 from pipeline.stage import Done, Stage, run_stage
+from pipeline.tensorboard import plot_evaluation, step_curves
 from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED, Contract
 from stages.errors import StageError
 from stages.protocols import Weights
@@ -224,7 +225,9 @@ class Round:
         watch = Stopwatch()
         manifest = found_model(policy, fingerprint)
         if manifest is None:
-            job = jobs.UpdatePolicy(start, data, references, self.folder, fingerprint, self.number, run.config.run.seed)
+            seed = run.config.run.seed
+            curves = step_curves(run.folder, round=self.number) if run.config.run.tensorboard else None
+            job = jobs.UpdatePolicy(start, data, references, self.folder, fingerprint, self.number, seed, curves)
             with run.console.bar("update", total=None) as bar:
                 run.crew.trainers.run(job, on_report=lambda step: bar.at(step["step"], step["steps"]))
             manifest = found_model(policy, fingerprint)
@@ -294,10 +297,11 @@ class Round:
 
     def write_report(self, decision: str, reason: str) -> None:
         """The round's figures, and what was decided on them."""
-        write_json(
-            self.folder / "report.json",
-            {"round": self.number, "decision": decision, "reason": reason} | self.figures,
-        )
+        file, run = self.folder / "report.json", self.run
+        evaluated, told = self.figures.get("evaluate"), read_json(file).get("evaluate") if file.exists() else None
+        if run.config.run.tensorboard and evaluated and evaluated != told:
+            plot_evaluation(run.folder, round=self.number, figures=evaluated)
+        write_json(file, {"round": self.number, "decision": decision, "reason": reason} | self.figures)
 
     def _folder(self, contract: Contract) -> StageFolder:
         return StageFolder(self.folder / contract.name, contract)
