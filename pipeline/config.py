@@ -29,6 +29,9 @@ class RunSection(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="of the run's folder")
     dir: Path = where(Path("runs"), description="where run folders lie")
     seed: int = Field(0, ge=0)
+    tensorboard: bool = where(
+        True, description="curves of metrics and evaluations for TensorBoard, in the run's folder"
+    )
 
 
 class PolicyConfig(Settings):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import figures
-from pipeline.artifacts import StageFolder, found_model, refuse_changed_model, write_json
+from pipeline.artifacts import StageFolder, found_model, read_json, refuse_changed_model, write_json
 from pipeline.config import Config
 from pipeline.console import Stopwatch, duration
 from pipeline.evaluation import Evaluation
@@ -16,6 +16,7 @@ from pipeline.jobs import answers, inputs, training
 from pipeline.pools import read_pairs
 from pipeline.sources import RoundSources
 from pipeline.stage import Done, by_group
+from pipeline.tensorboard import plot_evaluation, step_curves
 from pipeline.workshop import Workshop
 from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED, Contract
 from stages.errors import StageError
@@ -239,8 +240,10 @@ class Round:
         watch = Stopwatch()
         manifest = found_model(policy, fingerprint)
         if manifest is None:
+            seed = config.run.seed
+            curves = step_curves(shop.folder, round=self.number) if config.run.tensorboard else None
             job = training.UpdatePolicy(
-                start, data, references, config.update, self.folder, fingerprint, self.number, config.run.seed
+                start, data, references, config.update, self.folder, fingerprint, self.number, seed, curves
             )
             with shop.console.bar("update", total=None) as bar:
                 shop.crew.trainers(config).run(job, on_report=lambda step: bar.at(step["step"], step["steps"]))
@@ -309,11 +312,12 @@ class Round:
 
     def write_report(self, decision: str, reason: str) -> None:
         """The round's figures, and what was decided on them."""
+        file = self.folder / "report.json"
+        evaluated, told = self.figures.get("evaluate"), read_json(file).get("evaluate") if file.exists() else None
+        if self.config.run.tensorboard and evaluated and evaluated != told:
+            plot_evaluation(self.shop.folder, round=self.number, figures=evaluated)
         seconds = {"seconds": self._watch.seconds} if self.number else {}
-        write_json(
-            self.folder / "report.json",
-            {"round": self.number, "decision": decision, "reason": reason} | seconds | self.figures,
-        )
+        write_json(file, {"round": self.number, "decision": decision, "reason": reason} | seconds | self.figures)
 
     def _folder(self, contract: Contract) -> StageFolder:
         return StageFolder(self.folder / contract.name, contract)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.artifacts import StageFolder, close_model, found_model
+from pipeline.tensorboard import StepCurves
 from stages.protocols import Weights
 from stages.seeds import hashed_seed
 from stages.update.config import UpdateConfig
@@ -121,6 +123,7 @@ class UpdatePolicy:
     fingerprint: Mapping[str, Any]
     round: int
     seed: int
+    curves: StepCurves | None
 
     def __call__(self, trainer: Any, report: Callable[[Any], None]) -> None:
         policy = self.folder / "policy"
@@ -131,22 +134,14 @@ class UpdatePolicy:
         rows = pair_rows(self.pairs.read_all())
         references = [reference_logps(folder.read_all(), rows) for _, folder in self.references]
         from_reference = [weights.identity for weights, _ in self.references] == [self.start.identity]
-        steps_file = self.folder / "metrics.jsonl"
-        if trainer.rank == 0:
-            steps_file.write_text("", encoding="utf-8")
-
-        def on_step(metrics: dict[str, float]) -> None:
-            with steps_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"round": self.round} | metrics) + "\n")
-            report(metrics)
-
-        summary = trainer.update(
-            rows,
-            references,
-            from_reference=from_reference,
-            seed=hashed_seed("update", self.seed, self.round),
-            on_step=on_step,
-        )
+        with self._recorder(trainer, report) as on_step:
+            summary = trainer.update(
+                rows,
+                references,
+                from_reference=from_reference,
+                seed=hashed_seed("update", self.seed, self.round),
+                on_step=on_step,
+            )
         trainer.save(self.folder)
         if trainer.rank == 0:
             master = self.folder / "master"
@@ -158,6 +153,22 @@ class UpdatePolicy:
                 master_sha256=result.master_sha256,
                 update=asdict(summary),
             )
+
+    @contextmanager
+    def _recorder(self, trainer: Any, report: Callable[[Any], None]) -> Iterator[Callable[[dict[str, float]], None]]:
+        """What follows an optimizer step on rank 0: a line in ``metrics.jsonl``, a point on every curve, a report."""
+        steps_file = self.folder / "metrics.jsonl"
+        if trainer.rank == 0:
+            steps_file.write_text("", encoding="utf-8")
+        with self.curves.plotting() if self.curves and trainer.rank == 0 else nullcontext(lambda _: None) as plot:
+
+            def on_step(metrics: dict[str, float]) -> None:
+                with steps_file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"round": self.round} | metrics) + "\n")
+                plot(metrics)
+                report(metrics)
+
+            yield on_step
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,12 @@ class UpdateConfig(Settings):
     num_train_epochs: int = Field(1, ge=1)
     micro_batch_size: int = where(8, ge=1, description="pairs a forward pass, a worker")
     workers: int = where(1, ge=1, description="Ray Train workers")
-    zero_stage: Literal[1, 2, 3] = where(2, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3] = where(
+        2, description="DeepSpeed ZeRO stage: workers share out nothing, optimizer state, gradients too, weights too"
+    )
+    gradient_checkpointing: bool = where(
+        False, description="compute activations again in the backward pass: less memory, about a third more time"
+    )
     device: Literal["auto", "cpu", "cuda"] = where("auto", description="auto: a GPU a worker, where there are GPUs")
 
     @model_validator(mode="after")

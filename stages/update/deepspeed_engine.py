@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from stages.update.config import UpdateConfig
+from stages.update.model import recompute_activations
 
 if TYPE_CHECKING:
     import torch
@@ -20,39 +21,74 @@ def start_engine(model: Any, config: UpdateConfig, *, dtype: str, device: torch.
     """A DeepSpeed engine around `model` with AdamW, under the configured ZeRO stage.
 
     Gradients are averaged over the ranks, and accumulate until ``engine.step()``.
-    """
-    import torch
 
+    Raises:
+        ConfigError: if activations are to be recomputed and the model cannot.
+    """
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.weight_decay,
-    )
+    if config.gradient_checkpointing:
+        recompute_activations(model)
+    model.train()
+    with_zero = config.zero_stage > 0
+    module, optimizer = _with_zero(model, config) if with_zero else _without_zero(model, config, dtype=dtype)
     engine, *_ = deepspeed.initialize(
-        model=model,
+        model=module,
         optimizer=optimizer,
         dist_init_required=False,
         config={
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": False,
-            "gradient_clipping": config.max_grad_norm,
+            "gradient_clipping": config.max_grad_norm if with_zero else 0.0,  # there the optimizer clips
             "zero_optimization": {"stage": config.zero_stage},
-            "bf16": {"enabled": dtype == "bfloat16"},
-            # Told nothing, DeepSpeed adds up micro-batches in bfloat16, and the result depends on their size.
+            "bf16": {"enabled": with_zero and dtype == "bfloat16"},
+            # Told nothing, DeepSpeed adds up micro-batches and ranks in bfloat16, and the result depends on their
+            # number: two ranks were 1% of an update's length away from one.
             "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
         },
     )
-    engine.train()
     return engine
+
+
+def _with_zero(model: Any, config: UpdateConfig) -> tuple[Any, Any]:
+    """Module and optimizer for stages 1 to 3, which make their own masters."""
+    import torch
+
+    return model, torch.optim.AdamW(_trained(model), **_adam_options(config))
+
+
+def _without_zero(model: Any, config: UpdateConfig, *, dtype: str) -> tuple[Any, Any]:
+    """Module and optimizer for stage 0: float32 parameters, and an optimizer that clips and tells the norm."""
+    from stages.update.unsharded import ClippingAdamW, Masters
+
+    module = Masters(model) if dtype == "bfloat16" else model
+    optimizer = ClippingAdamW(_trained(module), max_norm=config.max_grad_norm, **_adam_options(config))
+    if isinstance(module, Masters):
+        optimizer.register_step_post_hook(lambda *_: module.round())
+    return module, optimizer
+
+
+def _trained(module: Any) -> list[torch.nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def _adam_options(config: UpdateConfig) -> dict[str, Any]:
+    return {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "weight_decay": config.weight_decay,
+    }
+
+
+def model_of(engine: Any) -> Any:
+    """The model that an engine was started around."""
+    return engine.module if _masters(engine) is None else engine.module.model
 
 
 def stop_engine(engine: Any) -> None:
@@ -74,14 +110,15 @@ def float32_state(engine: Any) -> dict[str, torch.Tensor]:
     from deepspeed.utils import safe_get_full_fp32_param
 
     state: dict[str, torch.Tensor] = {}
-    for name, parameter in engine.module.named_parameters():
-        master = safe_get_full_fp32_param(parameter) if engine.bfloat16_enabled() else None
+    model, masters = model_of(engine), _masters(engine) or {}
+    for name, parameter in model.named_parameters():
+        master = safe_get_full_fp32_param(parameter) if engine.bfloat16_enabled() else masters.get(name)
         if master is None:
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
                 master = parameter.detach().clone()
         state[name] = master.detach().float().cpu().clone()
-    for name, buffer in engine.module.named_buffers():
-        if name in _persistent_buffers(engine.module):
+    for name, buffer in model.named_buffers():
+        if name in _persistent_buffers(model):
             state[name] = buffer.detach().cpu().clone()
     return state
 
@@ -90,8 +127,19 @@ def set_float32_state(engine: Any, state: Mapping[str, torch.Tensor]) -> None:
     """Put float32 weights under the rounded ones that the engine started from; a call that all ranks make together."""
     from deepspeed.utils import safe_set_full_fp32_param
 
-    for name, parameter in engine.module.named_parameters():
-        safe_set_full_fp32_param(parameter, state[name].to(parameter.device))
+    masters = _masters(engine) or {}
+    for name, parameter in model_of(engine).named_parameters():
+        if name in masters:
+            masters[name].data.copy_(state[name])
+        else:
+            safe_set_full_fp32_param(parameter, state[name].to(parameter.device))
+
+
+def _masters(engine: Any) -> dict[str, torch.nn.Parameter] | None:
+    """The masters that are not DeepSpeed's own, by name."""
+    from stages.update.unsharded import Masters
+
+    return engine.module.by_name if isinstance(engine.module, Masters) else None
 
 
 def _persistent_buffers(module: Any) -> set[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.errors import ConfigError
 from stages.pretrained import load_model
 from stages.tokenizers import load_tokenizer
 
@@ -60,6 +61,23 @@ def disable_dropout(model: torch.nn.Module) -> None:
         for name, value in vars(module).items():
             if isinstance(value, float) and ("drop" in name or "jitter" in name):
                 setattr(module, name, 0.0)
+
+
+def recompute_activations(model: Any) -> None:
+    """Keep only the layers' inputs for the backward pass, which computes the rest again.
+
+    Raises:
+        ConfigError: if the model cannot.
+    """
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise ConfigError(
+            "update.gradient_checkpointing",
+            wanted="a model whose layers transformers can compute again",
+            got=str(error),
+            fix="--set update.gradient_checkpointing=false, and a smaller update.micro_batch_size for the memory",
+        ) from error
 
 
 def save_policy(model: Any, folder: Path, state: Mapping[str, torch.Tensor], *, dtype: str) -> None:

@@ -89,7 +89,7 @@ class Trainer:
             targets = {"policy": self.dtype} | ({} if self.dtype == "float32" else {"master": "float32"})
             for name, dtype in targets.items():
                 (folder / name).mkdir(parents=True, exist_ok=True)
-                save_policy(self._engine.module, folder / name, state, dtype=dtype)
+                save_policy(deepspeed_engine.model_of(self._engine), folder / name, state, dtype=dtype)
                 copy_tokenizer(self._weights.path, folder / name, pad_token=self._pad_token)
         dist.barrier()
 

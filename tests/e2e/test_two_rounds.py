@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
+from curves import read_curves
 
 from stages.weights import weights_sha256
 
@@ -102,6 +103,17 @@ def test_every_rounds_first_loss_is_ln_2_and_steps_carry_trls_names(story):
         assert step.keys() >= {"loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "grad_norm"}
         if step["step"] == 1:
             assert step["loss"] == pytest.approx(0.693147180, abs=1e-7)
+
+
+def test_tensorboards_curves_are_the_metrics_and_the_evaluations(story):
+    steps = [json.loads(line) for line in (story["folder"] / "metrics.jsonl").open()]
+    update = read_curves(story["folder"] / "tensorboard" / "update")
+    assert update.keys() == steps[0].keys() - {"round", "step", "steps"}
+    for name, points in update.items():
+        assert points == [(number, pytest.approx(step[name], rel=1e-6)) for number, step in enumerate(steps, 1)], name
+    rounds = json.loads((story["folder"] / "report.json").read_text())["rounds"]
+    rewards = [(r["round"], pytest.approx(r["evaluate"]["reward"], rel=1e-6)) for r in rounds]
+    assert read_curves(story["folder"] / "tensorboard" / "evaluation")["reward"] == rewards
 
 
 def test_the_policy_got_better_by_a_measure_that_the_judge_cannot_fake(story):

@@ -80,3 +80,11 @@ def test_the_learning_rate_rises_once_then_never_and_no_step_is_lost(total, warm
     if kind != "constant" and peak < total:
         assert rates[peak] == 1
         assert learning_rate_at(total, total, config) == pytest.approx(0, abs=1e-12)
+
+
+def test_warm_up_and_cosine_are_written_out():
+    config = UpdateConfig(learning_rate=1.0, warmup_ratio=0.2, lr_scheduler_type="cosine")
+    rates = [learning_rate_at(step, 10, config) for step in range(10)]
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert rates[6] == pytest.approx(0.5)
+    assert [a + b for a, b in zip(rates[3:], rates[:2:-1], strict=True)] == pytest.approx([1] * 7)

@@ -59,12 +59,16 @@ def several(folder: Path, cases: list[tuple[int, dict]]):
     return [updated(folder, count, options) for count, options in cases]
 
 
-def plain(folder: Path, count: int, options: dict) -> dict[str, torch.Tensor]:
-    """The same update in plain torch: one pair at a time, no DeepSpeed, no own reference."""
+def plain(folder: Path, count: int, options: dict) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The same update in plain torch: one pair at a time, no DeepSpeed, no own reference.
+
+    Returns:
+        The weights after it, and each step's gradient norm before clipping.
+    """
     config = UpdateConfig(**BASE | options)
     policy, reference = load_policy(folder, dtype="float32"), load_policy(folder, dtype="float32")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1.0, weight_decay=config.weight_decay)
-    rows, device = some_rows(count), torch.device("cpu")
+    rows, device, norms = some_rows(count), torch.device("cpu"), []
     batches = list(global_batches(count, size=config.global_batch_size, num_epochs=config.num_train_epochs, seed=SEED))
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
@@ -90,9 +94,9 @@ def plain(folder: Path, count: int, options: dict) -> dict[str, torch.Tensor]:
                 else dpo(pairs, DPOParams(beta=config.beta))
             )
             (terms[0].loss_B.sum() / len(batch)).backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm).item())
         optimizer.step()
-    return {name: p.detach() for name, p in policy.named_parameters()}
+    return {name: p.detach() for name, p in policy.named_parameters()}, norms
 
 
 def difference(a: dict, b: dict, start: dict) -> float:
@@ -103,6 +107,7 @@ def difference(a: dict, b: dict, start: dict) -> float:
 
 # 11 pairs in batches of 4: the last batch of 3 is divided by neither ranks nor micro-batches.
 CASES = [
+    (11, {"zero_stage": 0}),
     (11, {"zero_stage": 1}),
     (11, {"zero_stage": 2}),
     (11, {"zero_stage": 3}),
@@ -120,9 +125,11 @@ def results(policy_folder):
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: str(CASES[i]))
 def test_every_layout_takes_plain_torchs_steps(results, policy_folder, world, case):
     start = read_weights(policy_folder)
-    expected = plain(policy_folder, *CASES[case])
+    expected, norms = plain(policy_folder, *CASES[case])
     for rank in results[world]:
         assert difference(rank[case]["state"], expected, start) < 2e-3
+    assert [step["grad_norm"] for step in results[world][0][case]["steps"]] == pytest.approx(norms, rel=1e-4)
+    assert min(norms) > UpdateConfig(**BASE).max_grad_norm, "clipping is part of the law"
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -162,12 +169,12 @@ def test_reference_log_probs_are_the_models_and_complete_on_every_rank(results, 
             assert rank[0]["references"] == pytest.approx(alone, abs=1e-4)
 
 
-def saved_and_loaded(folder: Path, out: Path, dtype: str):
+def saved_and_loaded(folder: Path, out: Path, dtype: str, zero_stage: int):
     """A policy's weights after an update, as saved, and as a fresh load of what was saved holds them."""
     from stages.update import deepspeed_engine
     from stages.update.worker import Trainer
 
-    trainer = Trainer(UpdateConfig(**BASE), dtype=dtype, pad_token=None, num_threads=1)
+    trainer = Trainer(UpdateConfig(**BASE | {"zero_stage": zero_stage}), dtype=dtype, pad_token=None, num_threads=1)
     trainer.load(Weights.found(folder, round=0))
     rows = some_rows(6)
     summary = trainer.update(rows, [trainer.logps(answers_of(rows))], from_reference=True, seed=SEED)
@@ -178,17 +185,23 @@ def saved_and_loaded(folder: Path, out: Path, dtype: str):
     return trained, deepspeed_engine.float32_state(trainer._engine), summary
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_round_goes_on_from_float32_whatever_the_policys_dtype(policy_folder, tmp_path, dtype):
-    for trained, loaded, summary in on_ranks(2, saved_and_loaded, policy_folder, tmp_path, dtype):
-        assert all(torch.equal(trained[name], loaded[name]) for name in trained)
-        assert summary.first["loss"] == float(torch.tensor(2.0).log())
-        assert summary.gate_floor >= 1e-3
-        if dtype == "bfloat16":
-            assert any(not torch.equal(t, t.bfloat16().float()) for t in trained.values())
-    published = read_weights(tmp_path / "policy")
-    assert {str(t.dtype) for t in published.values()} == {f"torch.{dtype}"}
-    assert (tmp_path / "master").exists() == (dtype == "bfloat16")
+def all_saved_and_loaded(folder: Path, out: Path, kinds: list[tuple[str, int]]):
+    return [saved_and_loaded(folder, out / f"{dtype}-{stage}", dtype, stage) for dtype, stage in kinds]
+
+
+def test_a_round_goes_on_from_float32_whatever_the_policys_dtype(policy_folder, tmp_path):
+    kinds = [("float32", 0), ("float32", 2), *(("bfloat16", stage) for stage in range(4))]
+    for rank in on_ranks(2, all_saved_and_loaded, policy_folder, tmp_path, kinds):
+        for (dtype, _), (trained, loaded, summary) in zip(kinds, rank, strict=True):
+            assert all(torch.equal(trained[name], loaded[name]) for name in trained)
+            assert summary.first["loss"] == float(torch.tensor(2.0).log())
+            assert summary.gate_floor >= 1e-3
+            if dtype == "bfloat16":
+                assert any(not torch.equal(t, t.bfloat16().float()) for t in trained.values())
+    for dtype, stage in kinds:
+        folder = tmp_path / f"{dtype}-{stage}"
+        assert {str(t.dtype) for t in read_weights(folder / "policy").values()} == {f"torch.{dtype}"}
+        assert (folder / "master").exists() == (dtype == "bfloat16")
 
 
 def test_what_is_published_is_a_hugging_face_folder_with_its_tokenizer(policy_folder, tmp_path):
@@ -218,12 +231,17 @@ def after_updates(folder: Path, cases: list[dict], dtype: str):
     return states
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_in_bfloat16_too_gradients_add_up_in_float32(policy_folder, zero_stage):
-    """One forward over all pairs against one a pair: what is left is the forward's own rounding."""
-    cases = [{"micro_batch_size": size, "zero_stage": zero_stage} for size in (8, 1)]
-    ((together, alone),) = on_ranks(1, after_updates, policy_folder, cases, "bfloat16")
-    assert difference(alone, together, read_weights(policy_folder)) < 0.15
+def test_in_bfloat16_too_gradients_add_up_in_float32(policy_folder):
+    """Over stages and ranks all is equal where every forward holds one pair; with more, forwards round differently."""
+    alone = [{"micro_batch_size": 1, "zero_stage": stage} for stage in range(4)]
+    together = [{"micro_batch_size": 8, "zero_stage": stage} for stage in range(4)]
+    (one,) = on_ranks(1, after_updates, policy_folder, alone + together, "bfloat16")
+    two = on_ranks(2, after_updates, policy_folder, alone, "bfloat16")[1]
+    start = read_weights(policy_folder)
+    for state in one[1:4] + two:
+        assert difference(state, one[0], start) < 1e-5
+    for state in one[4:]:
+        assert difference(state, one[0], start) < 0.15
 
 
 def against_another_reference(folder: Path, reference: Path):
