@@ -80,14 +80,14 @@ class _Teller:
         if self.full or not row["conversation"]:
             yield "  text"
             yield from self._text(row["prompt"])
+        if self.full:
+            yield from self._token_ids(row["prompt_token_ids"])
         if row["answer"] is not None:
             yield "  ground truth"
             yield from self._text(row["answer"])
         if row["extra"] not in ("", "{}"):
             yield "  other columns"
             yield from self._text(row["extra"])
-        if self.full:
-            yield from self._token_ids(row["prompt_token_ids"])
 
     # ---- an evaluation ----------------------------------------------------------------------------------------------
 

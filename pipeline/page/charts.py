@@ -124,9 +124,12 @@ def draw(chart: Chart) -> Drawing:
 
 
 def nice_ticks(low: float, high: float, wanted: int) -> list[float]:
-    """About `wanted` round numbers from at most `low` to at least `high`; equal ones are spread first."""
-    if low == high:
-        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (-1.0, 1.0)
+    """About `wanted` round numbers from at most `low` to at least `high`; nearly equal ends are spread first."""
+    size = max(abs(low), abs(high))
+    if size < 1e-9:
+        low, high = -1.0, 1.0
+    elif high - low < 1e-6 * size:
+        low, high = low - size / 2, high + size / 2
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
