@@ -14,6 +14,7 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 440, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 426, 18, 190
 _MAX_VALUE_LABELS = 8
+_MARK_NAME_WIDTH = 58
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def draw(chart: Chart) -> Drawing:
         lines=[_line(series, places, place_y, chart) for series in chart.series],
         columns=_columns(chart, places),
         baseline=place_y(chart.baseline[0]) if chart.baseline else None,
-        marks=[Tick(place_x(at), name) for at, name in chart.marks],
+        marks=_marks([(place_x(at), name) for at, name in chart.marks]),
         summary=_summary(chart),
     )
 
@@ -142,6 +143,16 @@ def number(value: float) -> str:
     if value == 0 or 0.1 <= abs(value) < 1000:
         return f"{value:.2f}"
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
+def _marks(places: Sequence[tuple[float, str]]) -> list[Tick]:
+    """Every mark, but names only where they do not run into the name before."""
+    marks, free = [], 0.0
+    for at, name in places:
+        marks.append(Tick(at, name if at >= free and at + _MARK_NAME_WIDTH <= WIDTH else ""))
+        if marks[-1].label:
+            free = at + _MARK_NAME_WIDTH
+    return marks
 
 
 def _shown(value: float, percent: bool) -> str:

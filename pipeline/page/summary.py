@@ -82,7 +82,7 @@ def headline(reports: Sequence[Report], result_round: int | None) -> str:
         told += f"; win rate against the first policy {share(rate, 1)}"
     for name, value in after.get("holdout", {}).items():
         if (first := finite(before.get("holdout", {}).get(name))) is not None and finite(value) is not None:
-            told += f"; {name}, which training never sees, went from {first:.3f} to {value:.3f}"
+            told += f"; {name}, which training never sees, {_went(first, value)}"
     return told + "."
 
 
@@ -108,6 +108,11 @@ def _change(what: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> s
     difference = after["reward"] - before["reward"]
     word = "hardly moved, within its noise," if abs(difference) <= noise else "rose" if difference > 0 else "fell"
     return f"{what} {word} from {number(before['reward'])} to {number(after['reward'])}"
+
+
+def _went(first: float, last: float) -> str:
+    before, after = f"{first:.3f}", f"{last:.3f}"
+    return f"stayed at {after}" if before == after else f"went from {before} to {after}"
 
 
 def _over(figures: Mapping[str, Any]) -> str:

@@ -80,7 +80,7 @@ def write_round(run, number, policies, pool):
         for name, table in zip(made, (shard, answered, scored, pairs, fates, logps), strict=True):
             made[name].append(table)
     for name, stage in (stages | {"reference_logps": refs}).items():
-        publish(stage, made[name])
+        publish(stage, made[name], sums="margin" if name == "pairs" else None)
     found = figures.paired(stages["pairs"].entries(), [])
     fates = [fate for table in made["fates"] for fate in table["fate"].to_pylist()]
     found |= {"num_prompts": len(fates), "fates": {fate: fates.count(fate) for fate in dict.fromkeys(fates)}}
@@ -102,10 +102,10 @@ def write_evaluation(run, number, policy, held_out):
     return evaluation_figures([scored], list(first.read_all()))
 
 
-def publish(stage, tables):
+def publish(stage, tables, *, sums=None):
     stage.begin({})
     for shard, table in enumerate(tables):
-        stage.publish(shard, table)
+        stage.publish(shard, table, stats={f"{sums}_sum": sum(table[sums].to_pylist())} if sums else {})
     stage.close(len(tables))
 
 
