@@ -34,7 +34,7 @@ class Chart:
         title, unit: above the plot; `unit` says what the vertical axis counts.
         x, x_label: where the values stand, and what the horizontal axis counts.
         baseline: a horizontal line to compare with, and its name.
-        marks: vertical lines with their names, such as the first step of a round.
+        marks: where the lines begin anew, such as the first step of a round, with names.
         note: what a reader should take from it.
         percent: values are shares of 1, and the axis shows all of it.
     """
@@ -184,25 +184,34 @@ def _tick(value: float, decimals: int, percent: bool) -> str:
 
 
 def _line(series: Series, places: Sequence[float], place_y: Callable[[float], float], chart: Chart) -> Line:
+    """A series' way through the plot; it begins anew after a gap and at every mark."""
     pieces: list[list[tuple[float, float]]] = [[]]
-    for at, value in zip(places, series.values, strict=True):
-        if value is None:
-            pieces.append([])
-        else:
-            pieces[-1].append((at, place_y(value)))
-    points = [point for piece in pieces for point in piece]
+    starts = {at for at, _ in chart.marks}
     bars, labels = [], []
     errors = series.errors or [None] * len(series.values)
-    for at, value, error in zip(places, series.values, errors, strict=True):
+    for x, at, value, error in zip(chart.x, places, series.values, errors, strict=True):
+        if value is None or x in starts:
+            pieces.append([])
         if value is None:
             continue
+        pieces[-1].append((at, place_y(value)))
         top = place_y(value + (error or 0))
         if error:
             bars.append((at, top, place_y(value - error)))
         if len(places) <= _MAX_VALUE_LABELS and len(chart.series) == 1:
             labels.append((at, top - 6, _shown(value, chart.percent)))
-    paths = ["M" + "L".join(f"{x} {y}" for x, y in piece) for piece in pieces if len(piece) > 1]
-    return Line(series.name, paths, points, bars, labels)
+    return Line(
+        series.name,
+        [_path(piece) for piece in pieces if piece],
+        [point for piece in pieces for point in piece],
+        bars,
+        labels,
+    )
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    """A line through some points; a dot where there is one alone."""
+    return "M" + "L".join(f"{x} {y}" for x, y in points) + "h.1" * (len(points) == 1)
 
 
 def _columns(chart: Chart, places: Sequence[float]) -> list[Column]:

@@ -81,7 +81,7 @@ def test_every_fate_stands_there_with_its_count_and_they_add_up(run):
     assert set(reports[0]["fates"]) == {"paired", "duplicate_answers", "prompt_too_long"}
     for fate in reports[0]["fates"]:
         counts = " ".join(str(report["fates"][fate]) for report in reports)
-        assert f"{fate} {counts} {FATE_MEANINGS[fate]}" in text
+        assert f"{fate} {FATE_MEANINGS[fate]} {counts}" in text
     assert "prompts drawn 8 8" in text
 
 
@@ -199,7 +199,7 @@ def more_figures(run):
         (no_evaluation, "nothing was evaluated, so whether the policy got better is not known"),
         (no_metrics, "held-out prompts"),
         (metrics_that_cannot_be_drawn, "held-out prompts"),
-        (no_pair, "tied 0 8"),
+        (no_pair, f"tied {FATE_MEANINGS['tied']} 0 8"),
         (tables_removed, "prompts drawn 8 8"),
         (nothing_settled, "No round is settled yet"),
         (second_round_unfinished, "1 of 2 rounds are settled"),
