@@ -209,7 +209,7 @@ def _about_log_ratios(steps: Mapping[int, Sequence[Step]], settings: Mapping[str
         f"at {rejected * scale:+.2f}."
     )
     if chosen < 0 and rejected < 0:
-        told += " Both have become less likely: the probability went to answers that are in no pair."
+        told += " Both have become less likely: the probability went to other answers."
     return told
 
 

@@ -7,6 +7,7 @@ request to elsewhere. The same folder always gives the same page.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,9 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _as_configured(folder: Path, settings: Mapping[str, Any]) -> str:
-    """The run's folder as its config writes it: the page says the same wherever it is made."""
+    """The run's folder as its config writes it, fit for a shell: the page says the same wherever it is made."""
     run = settings.get("run", {})
-    return str(Path(run["dir"]) / run["name"]) if "dir" in run and "name" in run else folder.name
+    return shlex.quote(str(Path(run["dir"]) / run["name"]) if "dir" in run and "name" in run else folder.name)
 
 
 def _unfinished(settings: Mapping[str, Any], num_settled: int) -> str:
