@@ -119,6 +119,32 @@ def status_command(run: Path) -> None:
     _answer_for(lambda: show_status(run))
 
 
+@main.command("report")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="instead of report.html in the run's folder"
+)
+def report_command(run: Path, out: Path | None) -> None:
+    """Write the page of the run in folder RUN: one HTML file with its figures, curves and real rows."""
+    from pipeline.report import show_page
+
+    _answer_for(lambda: show_page(run, out))
+
+
+@main.command("trace")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("row_id", metavar="ID")
+@click.option("--full", is_flag=True, help="long texts whole, and every token id")
+def trace_command(run: Path, row_id: str, full: bool) -> None:
+    """Show one prompt's rows in every table of every round.
+
+    ID is a prompt's, an answer's or a pair's, or a beginning that no other has.
+    """
+    from pipeline.trace import show_trace
+
+    _answer_for(lambda: show_trace(run, row_id, full=full))
+
+
 def _answer_for(work: Callable[[], Any]) -> None:
     """Do the work, and end the process; what goes wrong becomes words and an exit status, never a traceback.
 

@@ -1,4 +1,4 @@
-"""What a run came to: ``report.json`` for machines, ``report.txt`` for one page on a screen, ``metrics.jsonl``.
+"""What a run came to: ``report.json`` for machines, ``report.txt`` for a terminal, ``report.html``, ``metrics.jsonl``.
 
 Everything here is read from the run's folder; nothing is remembered.
 """
@@ -13,17 +13,38 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from pipeline.artifacts import read_json, write_json, write_text
-from pipeline.console import share
+from pipeline.console import Console, share
 from pipeline.figures import others
+from pipeline.page.render import page
+from stages.errors import StageError
 
 
 def write_reports(folder: Path) -> None:
     """Write the run's reports anew from its rounds'."""
     rounds = round_reports(folder)
     write_json(folder / "report.json", {"run": folder.name, "rounds": rounds})
-    write_text(folder / "report.txt", _page(folder, rounds))
+    write_text(folder / "report.txt", _text(folder, rounds))
+    write_text(folder / "report.html", page(folder, rounds))
     steps = [folder / f"round-{report['round']:04d}" / "metrics.jsonl" for report in rounds]
     write_text(folder / "metrics.jsonl", "".join(f.read_text(encoding="utf-8") for f in steps if f.exists()))
+
+
+def show_page(folder: Path, out: Path | None) -> None:
+    """Write the run's page anew, to `out` or into its folder, and say where it is.
+
+    Raises:
+        InputError: if the folder holds no run, or a file of it cannot be read.
+        StageError: if the page cannot be written there.
+    """
+    file = out or folder / "report.html"
+    text = page(folder, round_reports(folder))
+    try:
+        write_text(file, text)
+    except OSError as error:
+        raise StageError(
+            str(file), wanted="a file to write the page to", got=str(error), fix="name another place: --out FILE"
+        ) from None
+    Console().text(f"{file}   ({len(text.encode()) / 1000:,.0f} kB; open it in a browser)")
 
 
 def round_reports(folder: Path) -> list[dict[str, Any]]:
@@ -63,14 +84,14 @@ def where_things_are(folder: Path) -> str:
     return "\n".join(
         [
             f"policy   {folder / 'final'}   (a Hugging Face folder)",
-            f"report   {folder / 'report.txt'}, {folder / 'report.json'}",
+            f"report   {folder / 'report.html'}   (for a browser; also report.txt, report.json)",
             f"tables   {folder}/round-*/{{prompts,candidates,scored,pairs,fates,reference_logps}}/part-*.parquet",
             f"steps    {folder / 'metrics.jsonl'}",
         ]
     )
 
 
-def _page(folder: Path, rounds: list[dict[str, Any]]) -> str:
+def _text(folder: Path, rounds: list[dict[str, Any]]) -> str:
     lines = [f"Run {folder.name}", "", _plain_text(result_table(rounds))]
     if any("evaluate" in report for report in rounds):
         lines += [
