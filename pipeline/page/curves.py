@@ -13,6 +13,8 @@ from pipeline.page.charts import Chart, Series
 from pipeline.reading import round_settings
 from stages.errors import InputError
 
+_HOLDOUT_UNIT = "mean over held-out prompts; a reward that training never sees"
+_NO_PREFERENCE = (math.log(2), "ln 2: no preference")
 _MAX_POINTS = 160  # a curve; more steps are averaged in groups
 
 Report = Mapping[str, Any]
@@ -27,56 +29,46 @@ def round_curves(reports: Sequence[Report]) -> list[Chart]:
     evaluated = [report for report in reports if report.get("evaluate")]
     figures = [report["evaluate"] for report in evaluated]
     holdout = sorted({name for found in figures for name in found.get("holdout", {})})
-    x, label = [float(report["round"]) for report in evaluated], "round (0: before the first)"
+    x = [float(report["round"]) for report in evaluated]
 
     def values(name: str) -> list[float | None]:
         return [finite(found.get(name)) for found in figures]
 
+    def curve(title: str, unit: str, series: Series, **more: Any) -> Chart:
+        return Chart(title, unit, x, "round (0: before the first)", [series], **more)
+
     charts = [
-        Chart(
+        curve(
             "Reward",
             "mean over held-out prompts; bars: ± 1 standard error",
-            x,
-            label,
-            [Series("reward", values("reward"), values("reward_se"))],
+            Series("reward", values("reward"), values("reward_se")),
         ),
-        Chart(
+        curve(
             "Win rate",
             "share of held-out prompts answered with a higher reward than the first policy's, ties half",
-            x,
-            label,
-            [Series("win rate", values("win_rate"))],
+            Series("win rate", values("win_rate")),
             baseline=(0.5, "no better"),
             percent=True,
         ),
-        *[
-            Chart(
-                name,
-                "mean over held-out prompts; a reward that training never sees",
-                x,
-                label,
-                [Series(name, [finite(found.get("holdout", {}).get(name)) for found in figures])],
-            )
-            for name in holdout
-        ],
-        Chart(
+        *[curve(name, _HOLDOUT_UNIT, Series(name, [_holdout(found, name) for found in figures])) for name in holdout],
+        curve(
             "Distance from the first policy",
             "KL divergence, nats an answer",
-            x,
-            label,
-            [Series("kl", values("kl"))],
+            Series("kl", values("kl")),
             note="How far the policy has moved. A reward that rises only as this grows fast may be gamed.",
         ),
-        Chart(
+        curve(
             "Given texts",
             "mean negative log-likelihood, nats a token",
-            x,
-            label,
-            [Series("texts_nll", values("texts_nll"))],
+            Series("texts_nll", values("texts_nll")),
             note="How well the policy still explains texts that it did not write; a rise means that it forgets them.",
         ),
     ]
     return [chart for chart in charts if not chart.is_empty()]
+
+
+def _holdout(figures: Report, name: str) -> float | None:
+    return finite(figures.get("holdout", {}).get(name))
 
 
 # ---- by step --------------------------------------------------------------------------------------------------------
@@ -145,12 +137,7 @@ def step_curves(steps: Mapping[int, Sequence[Step]], settings: Mapping[str, Any]
             percent=True,
             note=_about_the_gate(steps, settings),
         ),
-        curve(
-            "Loss",
-            "mean over the step's pairs",
-            Series("loss", values("loss")),
-            baseline=(math.log(2), "ln 2: no preference"),
-        ),
+        curve("Loss", "mean over the step's pairs", Series("loss", values("loss")), baseline=_NO_PREFERENCE),
         curve(
             "Pairs in the right order",
             "share of the step's pairs whose chosen answer has the higher log-ratio",
