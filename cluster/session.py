@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.errors import NotEnough, Unreachable
@@ -57,17 +58,21 @@ def set_environment(config: ClusterConfig) -> None:
 
 
 @contextmanager
-def session(config: ClusterConfig, *, log_dir: Path, search_path: Sequence[Path]) -> Iterator[Devices]:
+def session(
+    config: ClusterConfig, *, log_dir: Path, search_path: Sequence[Path], shipped: Sequence[Path]
+) -> Iterator[Devices]:
     """A connection to Ray for the length of the block; a local Ray is started and stopped with it.
 
     Args:
         log_dir: made if need be.
-        search_path: folders in which workers look for modules, before all others.
+        search_path: folders in which local workers look for modules, before all others.
+        shipped: modules and packages that a cluster's workers get a copy of.
     """
     import ray
 
     local = config.address == "local"
-    options = {}
+    options: dict[str, Any] = {}
+    environment: dict[str, Any] = {"env_vars": _worker_environment(search_path if local else ())}
     if local:
         options = {
             "num_cpus": usable_cpus(),
@@ -77,13 +82,14 @@ def session(config: ClusterConfig, *, log_dir: Path, search_path: Sequence[Path]
         }
     else:
         _refuse_silence(config.address)
+        environment["py_modules"] = [str(path) for path in shipped]
     log_dir.mkdir(parents=True, exist_ok=True)
     try:
         ray.init(
             address=config.address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": _worker_environment(search_path)},
+            runtime_env=environment,
             **options,
         )
     except (ConnectionError, ValueError) as error:

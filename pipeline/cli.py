@@ -23,11 +23,91 @@ def main() -> None:
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key, e.g. sample.temperature=0.8"
 )
-def run_command(config: Path, overrides: tuple[str, ...]) -> None:
+@click.option("--rounds", metavar="+N", help="add rounds to the run, be it finished, interrupted or going on")
+@click.option(
+    "--watch", metavar="FOLDER", type=click.Path(path_type=Path), help="a round for each file of prompts that appears"
+)
+def run_command(config: Path, overrides: tuple[str, ...], rounds: str | None, watch: Path | None) -> None:
     """Run CONFIG to its end, or carry on where it stopped."""
     from pipeline.start import run
 
-    _answer_for(lambda: run(config, overrides))
+    _answer_for(lambda: run(config, overrides, more_rounds=rounds, watched=watch))
+
+
+_TABLES = click.Path(path_type=Path)
+_OUT = click.option("--out", required=True, type=_TABLES, help="folder for the results")
+_SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key")
+_CONFIG = click.argument("config", type=_TABLES)
+
+
+def _table(name: str, *, required: bool = True, help: str = "") -> Callable[[Any], Any]:
+    told = help or f"{name}: a stage's folder, a Parquet file, or a folder of them"
+    return click.option(f"--{name}", required=required, type=_TABLES, metavar="TABLE", help=told)
+
+
+@main.command("sample")
+@_CONFIG
+@_SET
+@_table("prompts", required=False, help="prompts as a table; else those of the config, all of them")
+@_OUT
+def sample_command(config: Path, overrides: tuple[str, ...], prompts: Path | None, out: Path) -> None:
+    """Sample candidates from CONFIG's policy."""
+    from pipeline.single import sample_alone
+
+    _answer_for(lambda: sample_alone(config, overrides, out, prompts=prompts))
+
+
+@main.command("score")
+@_CONFIG
+@_SET
+@_table("prompts")
+@_table("candidates")
+@_OUT
+def score_command(config: Path, overrides: tuple[str, ...], prompts: Path, candidates: Path, out: Path) -> None:
+    """Score candidates with CONFIG's rewards."""
+    from pipeline.single import score_alone
+
+    _answer_for(lambda: score_alone(config, overrides, out, prompts=prompts, candidates=candidates))
+
+
+@main.command("pair")
+@_CONFIG
+@_SET
+@_table("prompts")
+@_table("candidates")
+@_table("scored")
+@_OUT
+def pair_command(
+    config: Path, overrides: tuple[str, ...], prompts: Path, candidates: Path, scored: Path, out: Path
+) -> None:
+    """Make chosen/rejected pairs of scored candidates by CONFIG's rule."""
+    from pipeline.single import pair_alone
+
+    _answer_for(lambda: pair_alone(config, overrides, out, prompts=prompts, candidates=candidates, scored=scored))
+
+
+@main.command("update")
+@_CONFIG
+@_SET
+@_table("pairs", required=False, help="pairs as a table; else the file that CONFIG's section pairs names")
+@_OUT
+def update_command(config: Path, overrides: tuple[str, ...], pairs: Path | None, out: Path) -> None:
+    """Update CONFIG's policy on pairs."""
+    from pipeline.single import update_alone
+
+    _answer_for(lambda: update_alone(config, overrides, out, pairs=pairs))
+
+
+@main.command("export")
+@click.argument("run", type=_TABLES)
+@click.option("--format", "kind", type=click.Choice(["trl"]), default="trl", help="whose columns")
+@click.option("--round", "rounds", type=int, multiple=True, help="only this one; may be repeated")
+@click.option("--out", type=_TABLES, help="a .parquet or .jsonl file; else RUN/export/trl.parquet")
+def export_command(run: Path, kind: str, rounds: tuple[int, ...], out: Path | None) -> None:
+    """Write the pairs of the run in folder RUN, with their reference log-probs, for other trainers."""
+    from pipeline.export import export_pairs
+
+    _answer_for(lambda: export_pairs(run, kind=kind, rounds=rounds, out=out))
 
 
 @main.command("status")
@@ -37,6 +117,32 @@ def status_command(run: Path) -> None:
     from pipeline.status import show_status
 
     _answer_for(lambda: show_status(run))
+
+
+@main.command("report")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="instead of report.html in the run's folder"
+)
+def report_command(run: Path, out: Path | None) -> None:
+    """Write the page of the run in folder RUN: one HTML file with its figures, curves and real rows."""
+    from pipeline.report import show_page
+
+    _answer_for(lambda: show_page(run, out))
+
+
+@main.command("trace")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("row_id", metavar="ID")
+@click.option("--full", is_flag=True, help="long texts whole, and every token id")
+def trace_command(run: Path, row_id: str, full: bool) -> None:
+    """Show one prompt's rows in every table of every round.
+
+    ID is a prompt's, an answer's or a pair's, or a beginning that no other has.
+    """
+    from pipeline.trace import show_trace
+
+    _answer_for(lambda: show_trace(run, row_id, full=full))
 
 
 def _answer_for(work: Callable[[], Any]) -> None:

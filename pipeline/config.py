@@ -1,30 +1,26 @@
-"""The config of a run: YAML and overrides in, a checked, frozen record out.
+"""The config of a run: a checked, frozen record.
 
-Every section's class stands beside the stage that it configures; this file puts them together, reads them, and turns
-pydantic's findings into errors with the nearest known key.
+Every section's class stands beside the stage that it configures; this file puts them together, and refuses settings
+that do not go together. `pipeline.config_file` reads it.
 """
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.config import ClusterConfig
 from stages.errors import ConfigError
 from stages.sample.config import SampleConfig
-from stages.score.config import PairConfig, ScoreConfig
+from stages.score.config import PairConfig, ScoreConfig, check_template_kwargs
 from stages.settings import Settings, where
 from stages.update.config import UpdateConfig
 
 COLUMN_ROLES = ("prompt", "messages", "answer")
-_TAGS = ("model", "function")  # of the rewards' union
+PAIR_ROLES = ("prompt", "messages", "chosen", "rejected", "score_chosen", "score_rejected")
 
 
 class RunSection(Settings):
@@ -49,43 +45,98 @@ class PolicyConfig(Settings):
 class PromptsConfig(Settings):
     """What the policy is asked in training."""
 
-    path: str = Field(description="a JSONL, JSON, Parquet or Arrow file, a folder saved by datasets, or embedded:…")
+    path: str = Field(
+        description="a JSONL, JSON, Parquet or Arrow file, a folder saved by datasets or with data files, a dataset of "
+        "the hub (org/name), or embedded:…"
+    )
+    config: str | None = Field(None, description="of a dataset with several")
+    split: str | None = Field(None, description="of a dataset with several")
     per_round: int = Field(512, ge=1, description="prompts a round")
     shard_size: int = Field(64, ge=1, description="prompts behind one unit of work")
     columns: dict[str, str] = Field({}, description="role (prompt, messages, answer) to column, where names differ")
+    to_chat: bool = Field(False, description="a plain text becomes a chat of one user message")
     system: str | None = Field(None, description="system message put before a chat that has none")
+    chat_template_kwargs: dict[str, Any] = Field({}, description="variables of the chat template: {enable_thinking: …}")
 
     @model_validator(mode="after")
-    def _known_roles(self) -> PromptsConfig:
+    def _known_names(self) -> PromptsConfig:
+        check_template_kwargs(self.chat_template_kwargs)
         return _check_roles(self)
+
+
+class PairsConfig(Settings):
+    """Ready pairs to train on, in the place of prompts, sampling and scoring."""
+
+    path: str = Field(description="a file or folder as for prompts.path, with chosen and rejected answers")
+    config: str | None = Field(None, description="as prompts.config")
+    split: str | None = Field(None, description="as prompts.split")
+    columns: dict[str, str] = Field({}, description="role (see pipeline.pair_files) to column, where names differ")
+    max_length: int | None = Field(None, ge=2, description="tokens of prompt and answer; null: the model's context")
+    system: str | None = Field(None, description="as prompts.system")
+    chat_template_kwargs: dict[str, Any] = Field({}, description="as prompts.chat_template_kwargs")
+    to_chat: bool = Field(False, description="as prompts.to_chat")
+
+    @model_validator(mode="after")
+    def _known_roles(self) -> PairsConfig:
+        return _check_roles(self, PAIR_ROLES)
+
+
+class TextsConfig(Settings):
+    """Texts whose likelihood is watched: a policy that games its reward forgets how real text reads."""
+
+    path: str = Field(description="as prompts.path")
+    config: str | None = Field(None, description="as prompts.config")
+    split: str | None = Field(None, description="as prompts.split")
+    column: str = Field("text", description="of the texts")
+    num_texts: int = Field(128, ge=1, description="drawn by the run's seed")
+    max_length: int | None = Field(None, ge=2, description="tokens a text is cut to; null: the model's context")
 
 
 class EvaluateConfig(Settings):
     """What the policy is asked to see whether it got better."""
 
     path: str | None = Field(None, description="as prompts.path; null: held out from the training prompts")
+    config: str | None = Field(None, description="as prompts.config")
+    split: str | None = Field(None, description="as prompts.split")
     holdout: float | None = Field(None, gt=0, lt=1, description="share of the training prompts that is held out")
     num_prompts: int = Field(512, ge=1)
     columns: dict[str, str] = Field({}, description="as prompts.columns, which holds where this is empty")
+    kl: bool = Field(True, description="estimate the divergence from the first policy, on the same answers")
+    texts: TextsConfig | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> EvaluateConfig:
         if (self.path is None) == (self.holdout is None):
             got = "neither" if self.path is None else "both"
             raise ConfigError("path", wanted="either path or holdout", got=got, fix="for example holdout: 0.1 alone")
+        if self.path is None and (self.config or self.split):
+            got = f"{self.config or self.split!r} with holdout"
+            raise ConfigError("path", wanted="a path, to take config and split of", got=got, fix="see prompts.split")
         return _check_roles(self)
 
 
-def _check_roles(section: Any) -> Any:
-    unknown = [role for role in section.columns if role not in COLUMN_ROLES]
+def _check_roles(section: Any, roles: Sequence[str] = COLUMN_ROLES) -> Any:
+    unknown = [role for role in section.columns if role not in roles]
     if unknown:
         raise ConfigError(
             "columns",
-            wanted=f"roles among {', '.join(COLUMN_ROLES)}",
+            wanted=f"roles among {', '.join(roles)}",
             got=repr(unknown[0]),
             fix="write role: column, for example {prompt: question}",
         )
     return section
+
+
+class StopConfig(Settings):
+    """When to stop before the last round; looked at after each round, on the held-out prompts' figures."""
+
+    patience: int | None = Field(None, ge=1, description="rounds without a new best mean reward")
+    max_kl: float | None = Field(None, gt=0, description="nats an answer, from the first policy (evaluate.kl)")
+    max_hours: float | None = Field(None, gt=0, description="hours that the settled rounds took together")
+
+
+ROUND_SECTIONS = ("reference", "prompts", "pairs", "sample", "score", "pair", "update")
+"""What an entry of a list of rounds may override."""
 
 
 class Config(Settings):
@@ -94,166 +145,156 @@ class Config(Settings):
     run: RunSection
     policy: PolicyConfig
     reference: Literal["round_start", "initial", "previous"] = "round_start"
-    rounds: int = Field(3, ge=1)
-    prompts: PromptsConfig
+    rounds: int | tuple[dict[str, Any], ...] = Field(
+        3, description="how many, or a list whose entries override sections for their round"
+    )
+    prompts: PromptsConfig | None = None
+    pairs: PairsConfig | None = None
     sample: SampleConfig = SampleConfig()
-    score: ScoreConfig
+    score: ScoreConfig | None = None
     pair: PairConfig = PairConfig()
     update: UpdateConfig = UpdateConfig()
     evaluate: EvaluateConfig | None = None
+    stop_when: StopConfig = Field(default=StopConfig(), json_schema_extra={"where": True})
     cluster: ClusterConfig = Field(default=ClusterConfig(), json_schema_extra={"where": True})
+
+    @field_validator("rounds", mode="before")
+    @classmethod
+    def _number_or_list(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+        if isinstance(value, (list, tuple)) and all(entry is None or isinstance(entry, dict) for entry in value):
+            return tuple(entry or {} for entry in value)
+        raise ConfigError(
+            "rounds",
+            wanted="a number of rounds, or a list of overrides, one entry a round",
+            got=repr(value),
+            fix="for example rounds: 3, or rounds: [{}, {update: {learning_rate: 1.0e-7}}]",
+        )
 
     @model_validator(mode="after")
     def _across(self) -> Config:
-        sample, names = self.sample, reward_names(self.score)
-        if sample.num_generations < 2:
-            raise ConfigError(
-                "sample.num_generations", wanted="2 or more answers a prompt, to choose from", got="1", fix="8 is usual"
-            )
-        if not any(reward.role == "main" for reward in self.score.rewards):
-            raise ConfigError(
-                "score.rewards",
-                wanted="at least one reward of role main, which makes the pairs",
-                got="none",
-                fix="leave the role of one of them out",
-            )
-        if sample.max_model_len is not None and sample.max_new_tokens >= sample.max_model_len:
-            raise ConfigError(
-                "sample.max_new_tokens",
-                wanted=f"less than sample.max_model_len {sample.max_model_len}, so that a prompt fits beside it",
-                got=str(sample.max_new_tokens),
-                fix=f"at most {sample.max_model_len - 1}",
-            )
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ConfigError(
-                "score.rewards",
-                wanted="a name of its own for each reward",
-                got=f"{twice} twice",
-                fix="add name: to one",
-            )
+        check_across(self)
         return self
 
     def folder(self) -> Path:
         """The run's folder, as an absolute path."""
         return (self.run.dir / self.run.name).absolute()
 
+    @property
+    def num_rounds(self) -> int:
+        """How many rounds the config asks for."""
+        return self.rounds if isinstance(self.rounds, int) else len(self.rounds)
 
-def reward_names(score: ScoreConfig) -> list[str]:
+    def for_round(self, number: int) -> Config:
+        """The config of one round: its entry's overrides applied, where `rounds` is a list.
+
+        Rounds beyond the list go on with its last entry; round 0, the evaluation before the first, has none.
+        """
+        if isinstance(self.rounds, int) or not self.rounds or number < 1:
+            return self
+        entry = self.rounds[min(number, len(self.rounds)) - 1]
+        values = self.model_dump(exclude_unset=True)
+        for key, value in entry.items():
+            values[key] = _merged(values.get(key), value)
+        return Config.model_validate(values | {"rounds": 1})
+
+
+def _merged(under: Any, over: Any) -> Any:
+    """`over` laid upon `under`, sections field by field."""
+    if isinstance(under, dict) and isinstance(over, dict):
+        return under | {key: _merged(under.get(key), value) for key, value in over.items()}
+    return over
+
+
+def reward_names(score: ScoreConfig | None) -> list[str]:
     """What each reward is called in tables and reports: its name, else its function, else its folder's last part."""
     return [
         reward.name
         or (
             reward.target.rpartition(":")[2] if reward.type == "function" else reward.path.rstrip("/").split("/")[-1]
         ).removeprefix("embedded:")
-        for reward in score.rewards
+        for reward in (score.rewards if score else ())
     ]
 
 
-def load_config(file: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file and apply ``section.key=value`` overrides.
+def check_across(config: Config) -> None:
+    """Refuse what single sections cannot see.
 
     Raises:
-        ConfigError: if the file cannot be read, a key is unknown, or a value is not allowed.
+        ConfigError: with the first two settings that do not go together.
     """
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.yaml")], n=1)
-        hint = f"did you mean {file.parent / near[0]}?" if near else "configs/quickstart.yaml is one to start from"
-        raise ConfigError(str(file), wanted="a YAML file", got="no such file", fix=hint) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        message = " ".join(str(error).split())
-        raise ConfigError(str(file), wanted="readable YAML", got=message, fix="mend the file there") from None
-    if not isinstance(values, dict):
+    if config.pairs is None:
+        _check_on_policy(config)
+    else:
+        _check_offline(config)
+    if config.sample.max_model_len is not None and config.sample.max_new_tokens >= config.sample.max_model_len:
         raise ConfigError(
-            str(file),
-            wanted="sections such as run:, policy:, prompts:",
-            got=type(values).__name__,
-            fix="see configs/quickstart.yaml",
+            "sample.max_new_tokens",
+            wanted=f"less than sample.max_model_len {config.sample.max_model_len}, so that a prompt fits beside it",
+            got=str(config.sample.max_new_tokens),
+            fix=f"at most {config.sample.max_model_len - 1}",
         )
-    for override in overrides:
-        _apply(values, override)
-    values.setdefault("run", {})
-    if isinstance(values["run"], dict):
-        values["run"].setdefault("name", file.stem)
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise _readable(error, file) from None
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, sign, text = override.partition("=")
-    if not sign or not key:
+    if config.score is not None:
+        _check_rewards(config.score)
+    stop, evaluate = config.stop_when, config.evaluate
+    if (stop.patience or stop.max_kl) and (evaluate is None or (stop.max_kl and not evaluate.kl)):
+        key = "patience" if stop.patience else "max_kl"
         raise ConfigError(
-            f"--set {override}", wanted="key=value", got=override, fix="for example --set sample.temperature=0.8"
+            f"stop_when.{key}",
+            wanted="an evaluation to look at" + (" with kl: true" if stop.max_kl and evaluate else ""),
+            got="none" if evaluate is None else "evaluate.kl false",
+            fix="add evaluate: {holdout: 0.1}" if evaluate is None else "--set evaluate.kl=true",
         )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}", wanted="a YAML value", got=str(error), fix="quote the value") from None
-    target: Any = values
-    *parents, last = key.split(".")
-    try:
-        for name in parents:
-            target = target[int(name)] if isinstance(target, list) else target.setdefault(name, {})
-        if isinstance(target, list):
-            target[int(last)] = value
-        else:
-            target[last] = value
-    except (TypeError, ValueError, IndexError, AttributeError):
+
+
+def _check_on_policy(config: Config) -> None:
+    for key in ("prompts", "score"):
+        if getattr(config, key) is None:
+            raise ConfigError(
+                key,
+                wanted="prompts and score, or pairs to train on as they are",
+                got=f"no {key}",
+                fix="prompts: {path: prompts.jsonl}" if key == "prompts" else "score: {rewards: [...]}",
+            )
+    if config.sample.num_generations < 2:
         raise ConfigError(
-            f"--set {override}",
-            wanted=f"{key} to name a field",
-            got=f"a path through something that is no section or list at {name if parents else last!r}",
-            fix="list entries are numbered from 0, for example --set score.rewards.0.weight=0.5",
-        ) from None
+            "sample.num_generations", wanted="2 or more answers a prompt, to choose from", got="1", fix="8 is usual"
+        )
 
 
-def _readable(error: ValidationError, file: Path) -> ConfigError:
-    """The first finding in a reader's words, and how many more there are."""
-    findings = error.errors()
-    first = findings[0]
-    loc = first["loc"]
-    # After a list's index pydantic names the member of the union that it took.
-    parts = [str(part) for i, part in enumerate(loc) if not (i and isinstance(loc[i - 1], int) and part in _TAGS)]
-    key = ".".join(parts)
-    more = f" ({len(findings) - 1} more after this one)" if len(findings) > 1 else ""
-    got = repr(first["input"]) if not isinstance(first["input"], (dict, BaseModel)) else "this section"
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1])
-        near = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
-        prefix = "".join(f"{part}." for part in parts[:-1])
-        fix = f"did you mean {prefix}{near[0]}?" if near else "remove it, or use one of the keys above"
-        wanted = f"one of {', '.join(known)}"
-        return ConfigError(f"{file}: {key}", wanted=wanted, got=f"the unknown key {parts[-1]!r}", fix=fix + more)
-    inner = first.get("ctx", {}).get("error")
-    if isinstance(inner, ConfigError):
-        name = ".".join([*parts, inner.where])
-        return ConfigError(f"{file}: {name}", wanted=inner.wanted, got=inner.got, fix=inner.fix + more)
-    message = first["msg"]
-    if first["type"] == "missing":
-        return ConfigError(f"{file}: {key}", wanted="a value", got="nothing", fix=f"add it, or --set {key}=…{more}")
-    where = f"{file}: {key}" if key else str(file)
-    return ConfigError(where, wanted=message, got=got, fix=f"change it in the file, or with --set{more}")
+def _check_offline(config: Config) -> None:
+    if config.prompts is not None:
+        raise ConfigError(
+            "pairs", wanted="pairs, or prompts to sample pairs from", got="both", fix="--set prompts=null"
+        )
+    if isinstance(config.rounds, int) and config.rounds > 1:
+        raise ConfigError(
+            "rounds",
+            wanted="1 with ready pairs: nothing new is sampled between rounds",
+            got=str(config.rounds),
+            fix="--set rounds=1, and update.num_train_epochs for more passes",
+        )
+    if config.evaluate is not None and (config.evaluate.path is None or config.score is None):
+        raise ConfigError(
+            "evaluate",
+            wanted="evaluate.path and score.rewards, to sample and judge answers to held-out prompts",
+            got="evaluate.holdout, but no prompts" if config.evaluate.path is None else "no score",
+            fix="--set evaluate=null, or name both",
+        )
 
 
-def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
-    """The field names of the record that a pydantic location points into."""
-    kinds: list[Any] = [Config]
-    for part in loc:
-        found = [k.model_fields[part].annotation for k in kinds if isinstance(part, str) and part in k.model_fields]
-        kinds = _records(found) if found else kinds
-    return sorted({name for kind in kinds for name in kind.model_fields})
-
-
-def _records(annotations: Sequence[Any]) -> list[type[BaseModel]]:
-    """The record classes inside some annotations (unions and lists looked through)."""
-    out = []
-    for annotation in annotations:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            out.append(annotation)
-        elif isinstance(annotation, types.UnionType) or typing.get_args(annotation):
-            out.extend(_records(typing.get_args(annotation)))
-    return out
+def _check_rewards(score: ScoreConfig) -> None:
+    names = reward_names(score)
+    if not any(reward.role == "main" for reward in score.rewards):
+        raise ConfigError(
+            "score.rewards",
+            wanted="at least one reward of role main, which makes the pairs",
+            got="none",
+            fix="leave the role of one of them out",
+        )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(
+            "score.rewards", wanted="a name of its own for each reward", got=f"{twice} twice", fix="add name: to one"
+        )

@@ -38,6 +38,11 @@ class Console:
         if not self._rich.is_terminal:
             self._rich.width = _FILE_WIDTH
 
+    @property
+    def width(self) -> int:
+        """Characters a line."""
+        return self._rich.width
+
     def line(self, where: str, what: str, text: str) -> None:
         """One finished stage: ``round 2/3  sample   512 prompts -> 4,096 candidates   31 s``."""
         self._rich.print(f"{where:<11}{what:<11}{text}", markup=False)

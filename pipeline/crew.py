@@ -5,16 +5,18 @@ This is where the stages' classes meet the cluster's actors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from cluster.mapper import Pool, Tasks
+from cluster.session import Devices, Resources
 from cluster.workers import TrainingGroup
 from pipeline.config import Config
-from pipeline.layout import Layout
-from pipeline.sources import RewardSource, Sources
+from pipeline.layout import Layout, lay_out
+from pipeline.sources import RewardSource
 from stages.errors import PrefloopError
 from stages.protocols import Reward
 from stages.sample.config import SampleConfig
@@ -83,62 +85,85 @@ class BuildTrainer:
 
 
 class Crew:
-    """Samplers, scorers, the training group and stateless tasks of one run."""
+    """Samplers, scorers, the training group and stateless tasks of one run.
 
-    def __init__(self, config: Config, sources: Sources, layout: Layout, *, log_dir: Path) -> None:
-        self._config, self._sources, self._layout = config, sources, layout
-        self._log_dir = log_dir
+    Each kind is started when first asked for, and again, in the old one's place, when a round asks for another one.
 
-    @cached_property
-    def samplers(self) -> Pool:
-        config, layout = self._config, self._layout
+    Args:
+        config: the run's.
+        devices: what the cluster has.
+        log_dir: where the workers' output goes.
+    """
+
+    def __init__(self, config: Config, devices: Devices, *, log_dir: Path) -> None:
+        self._config, self.devices, self._log_dir = config, devices, log_dir
+        self._held: dict[str, tuple[object, Any]] = {}
+
+    def samplers(self, config: Config) -> Pool:
+        """Engines for a round's config."""
+        layout = self._layout(config)
         build = BuildSampler(
-            config.sample, config.policy.dtype, layout.threads, layout.sampler.gpus > 0, config.run.seed
+            config.sample.engine(), config.policy.dtype, layout.threads, layout.sampler.gpus > 0, config.run.seed
         )
-        return Pool(
-            build,
-            name="sampler",
-            size=config.sample.engines,
-            resources=layout.sampler,
-            log_dir=self._log_dir,
-            max_restarts=config.cluster.max_worker_restarts,
-        )
+        return self._pool("sampler", build, config.sample.engines, layout.sampler)
 
-    @cached_property
-    def scorers(self) -> Pool:
-        layout = self._layout
-        return Pool(
-            BuildRewards(self._sources.rewards, layout.threads, layout.scorer.gpus > 0),
-            name="scorer",
-            size=1,
-            resources=layout.scorer,
-            log_dir=self._log_dir,
-            max_restarts=self._config.cluster.max_worker_restarts,
-        )
+    def scorers(self, config: Config, rewards: Sequence[RewardSource]) -> Pool:
+        """Rewards, loaded."""
+        layout = self._layout(config)
+        build = BuildRewards(tuple(rewards), layout.threads, layout.scorer.gpus > 0)
+        return self._pool("scorer", build, 1, layout.scorer)
 
-    @cached_property
-    def trainers(self) -> TrainingGroup:
-        config, layout = self._config, self._layout
-        return TrainingGroup(
-            BuildTrainer(config.update, config.policy.dtype, config.policy.pad_token, layout.trainer_threads),
-            size=config.update.workers,
-            resources=layout.trainer,
-            refusals=(PrefloopError, AssertionError),
-            storage=self._log_dir / "ray_train",
-            log_dir=self._log_dir,
-            max_restarts=config.cluster.max_worker_restarts,
-        )
+    def trainers(self, config: Config) -> TrainingGroup:
+        """The training group; how to update comes with each job."""
+        layout, update = self._layout(config), config.update
+        key = (update.workers, update.device, layout.trainer)
+
+        def start() -> TrainingGroup:
+            return TrainingGroup(
+                BuildTrainer(update, config.policy.dtype, config.policy.pad_token, layout.trainer_threads),
+                size=update.workers,
+                resources=layout.trainer,
+                refusals=(PrefloopError, AssertionError),
+                storage=self._log_dir / "ray_train",
+                log_dir=self._log_dir,
+                max_restarts=config.cluster.max_worker_restarts,
+            )
+
+        return self._same_or_new("trainer", key, start)  # type: ignore[no-any-return]
 
     @cached_property
     def tasks(self) -> Tasks:
+        """Stateless workers."""
         return Tasks(
-            resources=self._layout.task,
+            resources=self._layout(self._config).task,
             log_dir=self._log_dir,
             max_retries=self._config.cluster.max_worker_restarts,
         )
 
     def close(self) -> None:
         """End those that were started."""
-        for name in ("samplers", "scorers", "trainers"):
-            if name in self.__dict__:
-                self.__dict__.pop(name).close()
+        while self._held:
+            self._held.popitem()[1][1].close()
+
+    def _layout(self, config: Config) -> Layout:
+        return lay_out(config, self.devices)
+
+    def _pool(self, name: str, build: Any, size: int, resources: Resources) -> Pool:
+        def start() -> Pool:
+            return Pool(
+                build,
+                name=name,
+                size=size,
+                resources=resources,
+                log_dir=self._log_dir,
+                max_restarts=self._config.cluster.max_worker_restarts,
+            )
+
+        return self._same_or_new(name, (build, size, resources), start)  # type: ignore[no-any-return]
+
+    def _same_or_new(self, kind: str, key: object, start: Callable[[], Any]) -> Any:
+        if kind in self._held and self._held[kind][0] != key:
+            self._held.pop(kind)[1].close()
+        if kind not in self._held:
+            self._held[kind] = (key, start())
+        return self._held[kind][1]

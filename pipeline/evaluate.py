@@ -15,10 +15,10 @@ def evaluation_figures(mine: Sequence[pa.Table], first: Sequence[pa.Table]) -> d
 
     Returns:
         ``reward``: mean over the scored answers; ``reward_se``: its standard error; ``win_rate``: share of prompts
-        with the higher reward, ties half, over prompts that both answered; ``holdout``: mean by name of each holdout
-        reward; ``num_prompts``: answers scored.
+        with the higher reward, ties half, over prompts that both answered; ``holdout`` and
+        ``auxiliary``: mean by name of each reward of that role; ``num_prompts``: answers scored.
     """
-    rewards, holdout = _by_prompt(mine)
+    rewards, others = _by_prompt(mine)
     theirs, _ = _by_prompt(first)
     values = list(rewards.values())
     mean = sum(values) / len(values) if values else None
@@ -30,18 +30,19 @@ def evaluation_figures(mine: Sequence[pa.Table], first: Sequence[pa.Table]) -> d
         "reward": mean,
         "reward_se": deviation / math.sqrt(len(values)) if deviation is not None else None,
         "win_rate": wins / len(both) if both else None,
-        "holdout": {name: sum(found) / len(found) for name, found in holdout.items() if found},
+        **{role: {name: sum(v) / len(v) for name, v in others[role].items()} for role in ("holdout", "auxiliary")},
     }
 
 
-def _by_prompt(tables: Sequence[pa.Table]) -> tuple[dict[str, float], dict[str, list[float]]]:
+def _by_prompt(tables: Sequence[pa.Table]) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
+    """The reward of each prompt's answer, and the values of all rewards by role and name."""
     rewards: dict[str, float] = {}
-    holdout: dict[str, list[float]] = defaultdict(list)
+    others: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for table in tables:
         for row in table.to_pylist():
             if row["reward"] is not None:
                 rewards[row["prompt_id"]] = row["reward"]
             for reward in row["rewards"]:
-                if reward["role"] == "holdout" and reward["value"] is not None:
-                    holdout[reward["name"]].append(reward["value"])
-    return rewards, holdout
+                if reward["value"] is not None:
+                    others[reward["role"]][reward["name"]].append(reward["value"])
+    return rewards, others

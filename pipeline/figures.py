@@ -71,6 +71,25 @@ def paired(pairs: Sequence[Entry], fates: Sequence[Entry]) -> Figures:
     }
 
 
+def ready_pairs(entries: Sequence[Entry]) -> Figures:
+    """Pairs that came as they are, and why rows among them were left out."""
+    num_pairs = sum(entry.rows for entry in entries)
+    left_out = {"two equal answers": "equal", "too long": "long", "repeated": "merged"}
+    return {
+        "num_pairs": num_pairs,
+        "num_read": int(total(entries, "read")),
+        "left_out": {why: int(total(entries, stat)) for why, stat in left_out.items() if total(entries, stat)},
+    }
+
+
+def ready_pairs_line(figures: Figures, seconds: float) -> str:
+    left_out = "  ".join(f"{why} {count:,}" for why, count in figures["left_out"].items())
+    return (
+        f"{figures['num_read']:,} rows -> {figures['num_pairs']:,} pairs   {duration(seconds)}   "
+        f"left out: {left_out or 'none'}"
+    )
+
+
 def paired_line(figures: Figures, seconds: float) -> str:
     dropped = "  ".join(f"{fate} {count}" for fate, count in figures["fates"].items() if fate != "paired")
     return (
@@ -91,8 +110,17 @@ def updated_line(summary: Mapping[str, Any], seconds: float) -> str:
 
 
 def evaluated_line(figures: Figures, seconds: float) -> str:
-    holdout = "".join(f"   {name} {value:.3f}" for name, value in figures["holdout"].items())
+    more = "".join(f"   {name} {value:.3f}" for name, value in others(figures).items())
     return (
         f"{figures['num_prompts']:,} held-out prompts   {duration(seconds)}   "
-        f"reward {figures['reward']:.2f}   win rate {share(figures['win_rate'], 1)}{holdout}"
+        f"reward {figures['reward']:.2f}   win rate {share(figures['win_rate'], 1)}{more}"
     )
+
+
+def others(evaluation: Figures) -> dict[str, float]:
+    """An evaluation's figures besides reward and win rate, by the names that people read."""
+    named = evaluation.get("holdout", {}) | evaluation.get("auxiliary", {})
+    for key, name in (("kl", "KL"), ("texts_nll", "texts NLL")):
+        if evaluation.get(key) is not None:
+            named[name] = evaluation[key]
+    return named

@@ -42,7 +42,8 @@ def lay_out(config: Config, devices: Devices) -> Layout:
     sample, update = config.sample, config.update
     num_workers = sample.engines * sample.tensor_parallel_size + 1 + update.workers + 1
     cpus = min(1.0, math.floor(100 * devices.cpus / num_workers) / 100)
-    models_score = any(isinstance(reward, ModelReward) for reward in config.score.rewards)
+    rewards = config.score.rewards if config.score is not None else ()
+    models_score = any(isinstance(reward, ModelReward) for reward in rewards)
     train_on_gpu = devices.gpus > 0 and update.device != "cpu"
     wanted = sample.engines * sample.tensor_parallel_size + models_score + update.workers * train_on_gpu
     gpu = 0.0 if devices.gpus == 0 else min(1.0, math.floor(100 * devices.gpus / wanted) / 100)

@@ -1,17 +1,15 @@
-"""Prompts as people have them in, the table of `PROMPTS` out; and which of them a round draws.
+"""Rows of a dataset in, the table of `PROMPTS` out; and which of them a round draws.
 
-A file's rows may be plain text or chats. A chat goes through the tokenizer's template once, here, and everything later
-works on the rendered text and its token ids. Nothing is guessed twice: column names are found here, or mapped.
+Rows may be plain text or chats. A chat goes through the tokenizer's template once, here, and everything later works on
+the rendered text and its token ids. Nothing is guessed twice: column names are found here, or mapped.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,7 +17,13 @@ import pyarrow as pa
 from stages.contracts import PROMPTS
 from stages.errors import InputError
 from stages.seeds import hashed_seed, row_id
-from stages.weights import file_sha256
+from stages.tokenizers import (
+    keeps_text,
+    prompt_token_ids,
+    refuse_closing_tokens,
+    refuse_missing_generation_prompt,
+    render_chat,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,111 +31,6 @@ if TYPE_CHECKING:
 _TEXT_COLUMNS = ("prompt", "instruction", "question")
 _CHAT_COLUMNS = ("messages", "context_messages", "conversations")
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
-def source_sha256(path: Path) -> str:
-    """A hash of a file's bytes, or of all files in a folder with their names."""
-    if path.is_file():
-        return file_sha256(path)
-    lines = [f"{file_sha256(f)}  {f.relative_to(path)}\n" for f in sorted(path.rglob("*")) if f.is_file()]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def read_rows(path: Path, *, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row with the place it stands at, for errors.
-
-    Raises:
-        InputError: for a file of another kind, or a line that cannot be read.
-    """
-    if path.is_dir():
-        yield from _numbered(path, _saved_dataset(path, key))
-    elif path.suffix == ".jsonl":
-        yield from _json_lines(path, key)
-    elif path.suffix == ".json":
-        yield from _numbered(path, _json_list(path, key))
-    elif path.suffix == ".parquet":
-        yield from _numbered(path, _arrow_rows(path, key, "parquet"))
-    elif path.suffix == ".arrow":
-        yield from _numbered(path, _arrow_rows(path, key, "arrow"))
-    else:
-        raise InputError(
-            f"{key}: {path}",
-            wanted="a .jsonl, .json, .parquet or .arrow file, or a folder saved by datasets",
-            got=f"a file ending in {path.suffix or 'nothing'}",
-            fix="convert it, for example with datasets.load_dataset(…).to_json(…)",
-        )
-
-
-def _numbered(path: Path, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, row in enumerate(rows, start=1):
-        yield f"{path} row {number}", row
-
-
-def _json_lines(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path} line {number}"
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except (UnicodeDecodeError, ValueError) as error:
-                raise InputError(
-                    f"{key}: {where}", wanted="a JSON object", got=str(error), fix="mend the line"
-                ) from None
-            if not isinstance(row, dict):
-                raise InputError(
-                    f"{key}: {where}", wanted="a JSON object", got=type(row).__name__, fix='write {"prompt": …}'
-                )
-            yield where, row
-
-
-def _json_list(path: Path, key: str) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(path.read_bytes().decode("utf-8"))
-    except (UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{key}: {path}", wanted="JSON", got=str(error), fix="mend the file there") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(
-            f"{key}: {path}",
-            wanted="a JSON list of objects",
-            got="something else",
-            fix="one object a prompt, or rename a file of JSON lines to .jsonl",
-        )
-    return rows
-
-
-def _arrow_rows(path: Path, key: str, kind: str) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset
-
-    try:
-        yield from load_dataset(kind, data_files=str(path), split="train", streaming=True)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise InputError(
-            f"{key}: {path}", wanted=f"a readable {kind} file", got=str(error), fix="write the file again"
-        ) from None
-
-
-def _saved_dataset(path: Path, key: str) -> Iterator[dict[str, Any]]:
-    from datasets import Dataset, load_from_disk
-
-    try:
-        dataset = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{key}: {path}", wanted="a folder saved by datasets", got=str(error), fix="name a file in it instead"
-        ) from None
-    if not isinstance(dataset, Dataset):
-        raise InputError(
-            f"{key}: {path}",
-            wanted="one split",
-            got=f"the splits {', '.join(dataset)}",
-            fix=f"name one: {path / next(iter(dataset))}",
-        )
-    yield from dataset
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -144,6 +43,16 @@ class Columns:
     prompt: str | None
     messages: str | None
     answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How rows become prompts; see `pipeline.config.PromptsConfig` for the fields."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    system: str | None = None
+    to_chat: bool = False
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_columns(row: Mapping[str, Any], mapped: Mapping[str, str], *, where: str) -> Columns:
@@ -176,28 +85,27 @@ def find_columns(row: Mapping[str, Any], mapped: Mapping[str, str], *, where: st
 
 
 def prompt_rows(
-    rows: Iterable[tuple[str, Mapping[str, Any]]],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    columns: Mapping[str, str],
-    system: str | None,
+    rows: Iterable[tuple[str, Mapping[str, Any]]], tokenizer: PreTrainedTokenizerBase, *, form: Form
 ) -> Iterator[dict[str, Any]]:
     """Rows of `PROMPTS`, in order, with repeated ones.
 
     Raises:
-        InputError: with the row's place, for an empty prompt, a wrong type, or a chat without a template.
+        InputError: with the row's place, for an empty prompt, a wrong type, a chat that the template cannot write, or
+            a tokenizer that cannot write a prompt.
     """
     found: Columns | None = None
+    checked: set[bool] = set()  # whether of a chat: what depends on the tokenizer alone is checked once
     for where, row in rows:
         if found is None or any(name is not None and name not in row for name in (found.prompt, found.messages)):
-            found = find_columns(row, columns, where=where)
+            found = find_columns(row, form.columns, where=where)
         value = row[found.prompt or found.messages or ""]
-        chat = _conversation(value, system, where) if isinstance(value, list) else None
-        text = _rendered(chat, tokenizer, where) if chat is not None else _plain_text(value, where)
-        if chat is None and system is not None:
-            raise InputError(
-                where, wanted="a chat, to put prompts.system before", got="plain text", fix="--set prompts.system=null"
-            )
+        chat, text = chat_and_text(value, tokenizer, form, where)
+        if (chat is not None) not in checked:
+            checked.add(chat is not None)
+            if chat is None:
+                refuse_closing_tokens(tokenizer, text, where=where)
+            else:
+                refuse_missing_generation_prompt(tokenizer, chat, form.chat_template_kwargs, where=where)
         answer = row.get(found.answer) if found.answer else None
         extra = {k: v for k, v in row.items() if k not in (found.prompt, found.messages, found.answer)}
         answer_text = None if answer is None else str(answer)
@@ -207,11 +115,32 @@ def prompt_rows(
             "round": 0,
             "prompt": text,
             "conversation": chat,
-            # A template writes the special tokens itself; a second BOS would be one too many.
-            "prompt_token_ids": tokenizer(text, add_special_tokens=chat is None).input_ids,
+            "prompt_token_ids": prompt_token_ids(tokenizer, text, rendered=chat is not None, where=where),
             "answer": answer_text,
             "extra": extra_text,
         }
+
+
+def chat_and_text(
+    value: Any, tokenizer: PreTrainedTokenizerBase, form: Form, where: str
+) -> tuple[list[dict[str, str]] | None, str]:
+    """The conversation, None for plain text, and the text that is tokenised."""
+    if not isinstance(value, list):
+        text = _plain_text(value, where)
+        if not form.to_chat:
+            if form.system is not None:
+                raise InputError(
+                    where,
+                    wanted="a chat, to put prompts.system before",
+                    got="plain text",
+                    fix="--set prompts.to_chat=true, which makes each text a chat of one user message",
+                )
+            return None, text
+        value = [{"role": "user", "content": text}]
+    chat = _conversation(value, form.system, where)
+    text = render_chat(tokenizer, chat, form.chat_template_kwargs, generation_prompt=True, where=where)
+    _refuse_left_out(chat, text, where)
+    return chat, text
 
 
 def _plain_text(value: Any, where: str) -> str:
@@ -239,20 +168,25 @@ def _conversation(messages: Sequence[Any], system: str | None, where: str) -> li
     if not chat or chat[-1]["role"] != "user":
         got = "no message" if not chat else f"a last message by {chat[-1]['role']}"
         raise InputError(where, wanted="a chat that ends with the user", got=got, fix="cut the chat before the answer")
+    if not chat[-1]["content"].strip():
+        raise InputError(where, wanted="a question", got="an empty last message", fix="fill the row or remove it")
     if system is not None and chat[0]["role"] != "system":
         chat.insert(0, {"role": "system", "content": system})
     return chat
 
 
-def _rendered(chat: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, where: str) -> str:
-    if not tokenizer.chat_template:
-        raise InputError(
-            where,
-            wanted="plain text, since the policy's tokenizer has no chat template",
-            got="a chat",
-            fix="use a model with a chat template, or a column of text",
-        )
-    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+def _refuse_left_out(chat: Sequence[Mapping[str, str]], text: str, where: str) -> None:
+    """Refuse a text in which the template wrote no system message, or not the question."""
+    for message in (chat[0], chat[-1]):
+        if message["role"] in ("system", "user") and message["content"].strip() not in text:
+            raise InputError(
+                where,
+                wanted=f"a chat template that writes the {message['role']} message",
+                got=f"a rendered chat without it: {text[:200]!r}",
+                fix="--set prompts.system=null, or mend the template"
+                if message["role"] == "system"
+                else "mend the chat template of the policy's tokenizer",
+            )
 
 
 def distinct(rows: Iterable[dict[str, Any]]) -> tuple[pa.Table, int]:
@@ -263,6 +197,12 @@ def distinct(rows: Iterable[dict[str, Any]]) -> tuple[pa.Table, int]:
         found.setdefault(row["prompt_id"], row)
         count += 1
     return PROMPTS.table(found.values()), count - len(found)
+
+
+def count_changed(prompts: pa.Table, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many prompts cannot be read from their token ids again: the policy sees another text than a person does."""
+    columns = (prompts["prompt"].to_pylist(), prompts["prompt_token_ids"].to_pylist())
+    return sum(not keeps_text(tokenizer, text, ids) for text, ids in zip(*columns, strict=True))
 
 
 # ---- drawing --------------------------------------------------------------------------------------------------------
@@ -280,25 +220,27 @@ class HeldOut:
         return (int(row_id("holdout", prompt)[:8], 16) / 2**32 < self.share) == self.wanted
 
 
-def draw(num_prompts: int, *, round: int, per_round: int, seed: int) -> list[int]:
+def draw(num_prompts: int, *, before: Sequence[int] = (), count: int, seed: int) -> list[int]:
     """The row numbers that a round asks: lap after lap through all rows, each lap shuffled anew.
 
     No row is asked twice in a lap, nor twice in a round: a round that crosses into the next lap does not meet the rows
     it has already, which come at that lap's end instead.
+
+    Args:
+        before: how many rows each earlier round asked.
+        count: how many this one asks.
     """
-    assert per_round <= num_prompts
-    first = (round - 1) * per_round
-    order = _shuffled(num_prompts, seed, 0)
-    for lap in range(1, (first + per_round - 1) // num_prompts + 1):
-        taken = (lap * num_prompts) % per_round
-        met = set(order[num_prompts - taken :])
-        fresh = _shuffled(num_prompts, seed, lap)
-        following = [row for row in fresh if row not in met] + [row for row in fresh if row in met]
-        if lap * num_prompts > first:
-            return order[first - (lap - 1) * num_prompts :] + following[: per_round - taken]
-        order = following
-    start = first % num_prompts
-    return order[start : start + per_round]
+    assert all(asked <= num_prompts for asked in (*before, count))
+    waiting = _shuffled(num_prompts, seed, 0)
+    lap, drawn = 0, waiting[:0]
+    for asked in (*before, count):
+        drawn, waiting = waiting[:asked], waiting[asked:]
+        if len(drawn) < asked:
+            lap, met, missing = lap + 1, set(drawn), asked - len(drawn)
+            fresh = _shuffled(num_prompts, seed, lap)
+            following = [row for row in fresh if row not in met] + [row for row in fresh if row in met]
+            drawn, waiting = drawn + following[:missing], following[missing:]
+    return drawn
 
 
 def _shuffled(count: int, seed: int, lap: int) -> list[int]:

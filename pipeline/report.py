@@ -1,4 +1,4 @@
-"""What a run came to: ``report.json`` for machines, ``report.txt`` for one page on a screen, ``metrics.jsonl``.
+"""What a run came to: ``report.json`` for machines, ``report.txt`` for a terminal, ``report.html``, ``metrics.jsonl``.
 
 Everything here is read from the run's folder; nothing is remembered.
 """
@@ -13,16 +13,38 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from pipeline.artifacts import read_json, write_json, write_text
-from pipeline.console import share
+from pipeline.console import Console, share
+from pipeline.figures import others
+from pipeline.page.render import page
+from stages.errors import StageError
 
 
 def write_reports(folder: Path) -> None:
     """Write the run's reports anew from its rounds'."""
     rounds = round_reports(folder)
     write_json(folder / "report.json", {"run": folder.name, "rounds": rounds})
-    write_text(folder / "report.txt", _page(folder, rounds))
+    write_text(folder / "report.txt", _text(folder, rounds))
+    write_text(folder / "report.html", page(folder, rounds))
     steps = [folder / f"round-{report['round']:04d}" / "metrics.jsonl" for report in rounds]
     write_text(folder / "metrics.jsonl", "".join(f.read_text(encoding="utf-8") for f in steps if f.exists()))
+
+
+def show_page(folder: Path, out: Path | None) -> None:
+    """Write the run's page anew, to `out` or into its folder, and say where it is.
+
+    Raises:
+        InputError: if the folder holds no run, or a file of it cannot be read.
+        StageError: if the page cannot be written there.
+    """
+    file = out or folder / "report.html"
+    text = page(folder, round_reports(folder))
+    try:
+        write_text(file, text)
+    except OSError as error:
+        raise StageError(
+            str(file), wanted="a file to write the page to", got=str(error), fix="name another place: --out FILE"
+        ) from None
+    Console().text(f"{file}   ({len(text.encode()) / 1000:,.0f} kB; open it in a browser)")
 
 
 def round_reports(folder: Path) -> list[dict[str, Any]]:
@@ -32,18 +54,19 @@ def round_reports(folder: Path) -> list[dict[str, Any]]:
 
 def result_table(rounds: list[dict[str, Any]]) -> Table:
     """One row a round: how good the policy was after it, and what the round did."""
-    holdout = sorted({name for r in rounds for name in r.get("evaluate", {}).get("holdout", {})})
+    named = [others(report.get("evaluate", {})) for report in rounds]
+    more = list(dict.fromkeys(name for figures in named for name in figures))
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     table.add_column("")
-    for name in ("reward", "win rate", *holdout, "pairs", "last loss"):
+    for name in ("reward", "win rate", *more, "pairs", "last loss"):
         table.add_column(name, justify="right")
-    for report in rounds:
+    for report, besides in zip(rounds, named, strict=True):
         figures, update = report.get("evaluate", {}), report.get("update")
         table.add_row(
             f"after round {report['round']}" if report["round"] else "before",
             f"{figures['reward']:.2f} ± {figures['reward_se']:.2f}" if figures else "-",
             share(figures["win_rate"], 1) if figures else "-",
-            *[_three_decimals(figures.get("holdout", {}).get(name)) for name in holdout],
+            *[_three_decimals(besides.get(name)) for name in more],
             f"{report['pairs']['num_pairs']:,}" if "pairs" in report else "",
             f"{update['last']['loss']:.3f}" if update else "",
         )
@@ -60,7 +83,7 @@ def where_things_are(folder: Path) -> str:
         folder = folder.relative_to(Path.cwd())
     lines = [
         f"policy   {folder / 'final'}   (a Hugging Face folder)",
-        f"report   {folder / 'report.txt'}, {folder / 'report.json'}",
+        f"report   {folder / 'report.html'}   (for a browser; also report.txt, report.json)",
         f"tables   {folder}/round-*/{{prompts,candidates,scored,pairs,fates,reference_logps}}/part-*.parquet",
         f"steps    {folder / 'metrics.jsonl'}",
     ]
@@ -69,12 +92,14 @@ def where_things_are(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _page(folder: Path, rounds: list[dict[str, Any]]) -> str:
+def _text(folder: Path, rounds: list[dict[str, Any]]) -> str:
     lines = [f"Run {folder.name}", "", _plain_text(result_table(rounds))]
     if any("evaluate" in report for report in rounds):
         lines += [
             "Each figure is over held-out prompts, one answer each at temperature 1; ± is the standard error.",
             "win rate: share of prompts whose answer gets a higher reward than the first policy's, ties half.",
+            "KL: from the first policy, in nats an answer, estimated on the policy's own answers.",
+            "texts NLL: mean negative log-likelihood of real texts, in nats a token; it rises when language decays.",
             "",
         ]
     for report in rounds:
@@ -92,8 +117,7 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
             f"stopped by themselves; rewards {score['min']:.2f} to {score['max']:.2f}, mean {score['mean']:.2f}"
         )
     if pairs:
-        fates = ", ".join(f"{fate} {count}" for fate, count in pairs["fates"].items())
-        lines.append(f"  paired   {pairs['num_pairs']:,} pairs, mean margin {pairs['margin_mean']:.2f}; fates: {fates}")
+        lines.append(f"  paired   {_pairs_told(pairs)}")
     if update:
         first, last = update["first"], update["last"]
         if "engine_gap" in report:
@@ -104,6 +128,13 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
             f"{share(last['rejected_active'], 1)} of the rejected answers stood above their reference"
         )
     return [*lines, f"  {report['decision']}: {report['reason']}", ""]
+
+
+def _pairs_told(pairs: dict[str, Any]) -> str:
+    if "fates" not in pairs:
+        return f"{pairs['num_pairs']:,} ready pairs from {pairs['num_read']:,} rows"
+    fates = ", ".join(f"{fate} {count}" for fate, count in pairs["fates"].items())
+    return f"{pairs['num_pairs']:,} pairs, mean margin {pairs['margin_mean']:.2f}; fates: {fates}"
 
 
 def _plain_text(table: Table) -> str:

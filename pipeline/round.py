@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline import figures, jobs
+from pipeline import figures
 from pipeline.artifacts import StageFolder, found_model, read_json, refuse_changed_model, write_json
+from pipeline.config import Config
 from pipeline.console import Stopwatch, duration
-from pipeline.stage import Done, Stage, run_stage
+from pipeline.evaluation import Evaluation
+from pipeline.jobs import answers, inputs, training
+from pipeline.pools import read_pairs
+from pipeline.sources import RoundSources
+from pipeline.stage import Done, by_group
 from pipeline.tensorboard import plot_evaluation, step_curves
+from pipeline.workshop import Workshop
 from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED, Contract
 from stages.errors import StageError
 from stages.protocols import Weights
-from stages.sample.config import SampleConfig
 from stages.sample.stage import Draw
-from stages.vocab import EVALUATION_STREAM, POLICY_STREAM
-
-if TYPE_CHECKING:
-    from pipeline.run import Run
-
+from stages.vocab import POLICY_STREAM
 
 ENGINE_GAP_LIMIT = 0.1  # nats a token; float32 differs by 1e-7, bfloat16 by some 1e-2
 
@@ -30,102 +31,114 @@ References = Sequence[tuple[Weights, StageFolder]]
 
 
 class Round:
-    """A round of a run.
+    """A round of a run, or, in a folder of its own, the steps of one by themselves.
 
     Args:
-        run: the run it belongs to.
-        number: counted from 1; 0 is the evaluation before the first round.
+        shop: what the run's steps share.
+        number: counted from 1.
         start: the policy that samples and is trained.
         references: the policies that the objective refers to.
+        pool: the prompts to draw from; None where the config has ready pairs.
+        drawn_before: how many prompts each earlier round drew from it.
+        evaluation: None where nothing is evaluated.
+        label: what its lines begin with.
+        folder: in the place of the run's ``round-K``.
+        every_prompt: ask the whole pool instead of ``prompts.per_round`` of it.
     """
 
-    def __init__(self, run: Run, number: int, start: Weights, references: Sequence[Weights]) -> None:
-        self.run, self.number, self.start, self.references = run, number, start, tuple(references)
-        self.folder: Path = run.folder / f"round-{number:04d}"
+    def __init__(
+        self,
+        shop: Workshop,
+        number: int,
+        start: Weights,
+        references: Sequence[Weights],
+        *,
+        pool: StageFolder | None = None,
+        drawn_before: Sequence[int] = (),
+        evaluation: Evaluation | None = None,
+        label: str = "",
+        folder: Path | None = None,
+        every_prompt: bool = False,
+    ) -> None:
+        self.shop, self.number, self.start, self.references = shop, number, start, tuple(references)
+        self.config: Config = shop.config.for_round(number)
+        self.sources: RoundSources = shop.sources.of(number)
+        self.folder: Path = folder or shop.folder / f"round-{number:04d}"
         self.figures: figures.Figures = {}
+        self._pool, self._evaluation, self._label = pool, evaluation, label
+        self._drawn_before, self._every_prompt = tuple(drawn_before), every_prompt
+        self._watch = Stopwatch()
 
     # ---- collect ----------------------------------------------------------------------------------------------------
 
     def collect(self, start: Weights) -> StageFolder:
-        """Sample, score and pair; the pairs as a handle on their shards.
+        """Sample, score and pair, or take ready pairs; the pairs as a handle on their shards.
 
         Raises:
             StageError: if too many answers have no finite reward, all rewards are equal, or there is no pair.
         """
-        config = self.run.config
-        prompts = self._folder(PROMPTS)
-        num_shards = -(-config.prompts.per_round // config.prompts.shard_size)
-        draw_prompts = jobs.DrawPrompts(
-            self.run.pool, prompts, self.number, config.prompts.per_round, config.prompts.shard_size, config.run.seed
-        )
+        if self.config.pairs is not None:
+            return self.ready_pairs()
+        prompts = self.draw_prompts()
+        candidates = self.sample(prompts, start)
+        return self.pair(prompts, candidates, self.score(prompts, candidates))
+
+    def ready_pairs(self) -> StageFolder:
+        """The pairs that the config names."""
+        pairs = self._folder(PAIRS)
+        assert self.sources.pairs is not None
+        done = read_pairs(self.shop, pairs, self.sources.pairs, self.config, round=self.number)
+        self.figures["pairs"] = figures.ready_pairs(done.entries)
+        self._tell("pairs", figures.ready_pairs_line(self.figures["pairs"], done.seconds), done)
+        return pairs
+
+    def draw_prompts(self) -> StageFolder:
+        """The round's prompts, out of the pool."""
+        config, prompts = self.config, self._folder(PROMPTS)
+        assert config.prompts is not None and self._pool is not None
+        count, size = self._num_prompts, config.prompts.shard_size
+        draw = inputs.DrawPrompts(self._pool, prompts, self.number, self._drawn_before, count, size, config.run.seed)
         fingerprint = {
-            "pool": self.run.pool.digest(),
-            "per_round": config.prompts.per_round,
-            "shard_size": config.prompts.shard_size,
+            "pool": self._pool.digest(),
+            "per_round": count,
+            "drawn_before": list(self._drawn_before),
+            "shard_size": size,
             "seed": config.run.seed,
         }
-        self._run_stage(
-            "prompts", [prompts], fingerprint, num_shards, lambda _: [draw_prompts], lambda _: self.run.crew.tasks
-        )
+        self.shop.run_stage("prompts", [prompts], fingerprint, -(-count // size), lambda _: [draw])
+        return prompts
 
-        draw = Draw(config.run.seed, self.number, self.number, POLICY_STREAM)
-        candidates, scored = self._sample_and_score(self.folder, prompts, start, config.sample, draw)
-        return self._pair(prompts, candidates, scored)
+    def sample(self, prompts: StageFolder, start: Weights) -> StageFolder:
+        """Candidates of the start policy."""
+        draw = Draw(self.config.run.seed, self.number, self.number, POLICY_STREAM)
+        candidates, done = self.shop.sample(self.folder, prompts, start, self.config, draw)
+        self.figures["sample"] = found = figures.sampled(done.entries)
+        made_now = done.made / len(done.entries)
+        self._tell("sample", figures.sampled_line(found, done.seconds, made_now=made_now), done)
+        return candidates
 
-    def _sample_and_score(
-        self, folder: Path, prompts: StageFolder, weights: Weights, config: SampleConfig, draw: Draw
-    ) -> tuple[StageFolder, StageFolder]:
-        """Candidates of a policy and their rewards."""
-        run, num_shards = self.run, len(prompts.entries())
-        candidates, scored = StageFolder(folder / "candidates", CANDIDATES), StageFolder(folder / "scored", SCORED)
-        sampled = self._run_stage(
-            "sample",
-            [candidates],
-            {
-                "prompts": prompts.digest(),
-                "policy": weights.sha256,
-                "dtype": run.config.policy.dtype,
-                "seed": draw.run_seed,
-                "stream": draw.stream,
-                "sample": config.identity(),
-            },
-            num_shards,
-            lambda missing: [jobs.SampleShard(i, prompts, candidates, weights, config, draw) for i in missing],
-            lambda _: run.crew.samplers,
+    def score(self, prompts: StageFolder, candidates: StageFolder) -> StageFolder:
+        """The candidates' rewards."""
+        scored, done = self.shop.score(
+            self.folder, prompts, candidates, self.config, self.sources.rewards, round=self.number
         )
-        answers = figures.sampled(sampled.entries)
-        if draw.stream == POLICY_STREAM:
-            self.figures["sample"] = answers
-            made_now = sampled.made / num_shards
-            self._tell("sample", figures.sampled_line(answers, sampled.seconds, made_now=made_now), sampled)
-        rewarded = self._run_stage(
-            "score",
-            [scored],
-            {"candidates": candidates.digest(), "rewards": [source.identity() for source in run.sources.rewards]},
-            num_shards,
-            lambda missing: [jobs.ScoreShard(i, prompts, candidates, scored, draw.round) for i in missing],
-            lambda _: run.crew.scorers,
-        )
-        spread = figures.scored(rewarded.entries)
-        self._refuse_missing_rewards(spread, scored)
-        if draw.stream == POLICY_STREAM:
-            self._refuse_equal_rewards(spread, scored)
-            self.figures["score"] = spread
-            self._tell("score", figures.scored_line(spread, rewarded.seconds), rewarded)
-        return candidates, scored
+        self.figures["score"] = spread = figures.scored(done.entries)
+        self._refuse_equal_rewards(spread, scored)
+        self._tell("score", figures.scored_line(spread, done.seconds), done)
+        return scored
 
-    def _pair(self, prompts: StageFolder, candidates: StageFolder, scored: StageFolder) -> StageFolder:
-        config = self.run.config.pair
+    def pair(self, prompts: StageFolder, candidates: StageFolder, scored: StageFolder) -> StageFolder:
+        """Rejection sampling: the pairs, and every prompt's fate."""
+        config = self.config.pair
         pairs, fates = self._folder(PAIRS), self._folder(FATES)
-        done = self._run_stage(
+        done = self.shop.run_stage(
             "pair",
             [pairs, fates],
             {"scored": scored.digest(), "candidates": candidates.digest(), "pair": config.identity()},
             len(prompts.entries()),
             lambda missing: [
-                jobs.PairShard(i, prompts, candidates, scored, pairs, fates, config, self.number) for i in missing
+                answers.PairShard(i, prompts, candidates, scored, pairs, fates, config, self.number) for i in missing
             ],
-            lambda _: self.run.crew.tasks,
         )
         self.figures["pairs"] = figures.paired(pairs.entries(), done.entries)
         if not self.figures["pairs"]["num_pairs"]:
@@ -136,29 +149,17 @@ class Round:
         return pairs
 
     def _no_pair(self) -> StageError:
-        pairs, scores = self.figures["pairs"], self.figures["score"]
+        pairs, scores = self.figures["pairs"], self.figures.get("score")
         fates = ", ".join(f"{fate} {count}" for fate, count in pairs["fates"].items())
-        spread = "no reward" if scores["min"] is None else f"rewards from {scores['min']:.6g} to {scores['max']:.6g}"
+        spread = f"\nrewards from {scores['min']:.6g} to {scores['max']:.6g}" if scores and scores["num_scored"] else ""
         return StageError(
             f"round {self.number}: pair",
             wanted="at least one pair to train on",
-            got=f"none from {pairs['num_prompts']} prompts: {fates}\n{spread}",
+            got=f"none from {pairs['num_prompts']} prompts: {fates}{spread}",
             fix="gap_too_small: lower pair.min_margin; all_truncated: raise sample.max_new_tokens; "
             "duplicate_answers or tied: raise sample.temperature or sample.num_generations; "
             "prompt_too_long: shorter prompts or a smaller sample.max_new_tokens",
         )
-
-    def _refuse_missing_rewards(self, spread: figures.Figures, table: StageFolder) -> None:
-        errors, scored = spread["num_errors"], spread["num_scored"]
-        allowed = self.run.config.score.max_error_share
-        if errors > allowed * (errors + scored):
-            table.refuse("rewards missing")
-            raise StageError(
-                f"round {self.number}: score",
-                wanted=f"finite rewards for all but {allowed:.1%} of the answers (score.max_error_share)",
-                got=f"{errors:,} of {errors + scored:,} answers without one",
-                fix="look at the reward on its own: NaN, infinity, None, or answers longer than its context",
-            )
 
     def _refuse_equal_rewards(self, spread: figures.Figures, table: StageFolder) -> None:
         scored = spread["num_scored"]
@@ -175,32 +176,45 @@ class Round:
 
     def reference_logps(self, data: StageFolder, references: Sequence[Weights]) -> References:
         """The log-probs of all paired answers under each reference, from the training group."""
-        run, tables = self.run, []
+        tables = []
         num_pairs = sum(entry.rows for entry in data.entries())
         for index, weights in enumerate(references):
             folder = "reference_logps" if len(references) == 1 else f"reference_logps-{index}"
             out = StageFolder(self.folder / folder, REFERENCE_LOGPS)
-            job = jobs.ScoreReference(data, out, weights, run.config.reference, self.number)
-            done = self._run_stage(
+            job = training.ScorePairs(
+                pairs=data,
+                out=out,
+                weights=weights,
+                reference=self.config.reference,
+                config=self.config.update,
+                round=self.number,
+            )
+            done = self.shop.run_stage(
                 "reference",
                 [out],
-                {"pairs": data.digest(), "weights": weights.identity, "dtype": run.config.policy.dtype},
+                {"pairs": data.digest(), "weights": weights.identity, "dtype": self.config.policy.dtype},
                 len(data.entries()),
                 lambda _, job=job: [job],  # type: ignore[misc]
-                lambda bar: _OneByOne(run.crew.trainers, lambda scored: bar.at(scored, 2 * num_pairs)),
+                by_group(lambda: self.shop.crew.trainers(self.config), total=2 * num_pairs),
             )
             num_answers = sum(entry.rows for entry in done.entries)
             told = f"{num_answers:,} answers   {duration(done.seconds)}   under the policy of round {weights.round}"
             if weights.identity == self.start.identity:
-                gap = run.crew.tasks.run(jobs.EngineGap(self._folder(CANDIDATES), out))
-                self.figures["engine_gap"] = gap
-                self._refuse_engine_gap(gap)
-                told += f", its start; the engine differs by {gap:.0e} nats a token"
+                told += ", its start" + self._engine_gap(out)
             self._tell("reference", told, done)
             tables.append((weights, out))
         return tables
 
-    def _refuse_engine_gap(self, gap: float) -> None:
+    def _engine_gap(self, scored: StageFolder) -> str:
+        """Compare the engine's log-probs with the trainer's, where an engine sampled the pairs.
+
+        Raises:
+            StageError: if they are too far apart.
+        """
+        candidates = self._folder(CANDIDATES)
+        if not candidates.is_closed():
+            return ""
+        gap = self.figures["engine_gap"] = self.shop.crew.tasks.run(training.EngineGap(candidates, scored))
         if gap > ENGINE_GAP_LIMIT:
             raise StageError(
                 f"round {self.number}: reference",
@@ -209,27 +223,30 @@ class Round:
                 fix="see that the policy's folder is whole, then delete the round's folder and run again; "
                 "if it stays so, vLLM and transformers disagree on this model",
             )
+        return f"; the engine differs by {gap:.0e} nats a token"
 
     def update(self, start: Weights, data: StageFolder, references: References) -> Weights:
         """Train from `start` on all pairs; the new policy, published in the round's folder."""
-        run, policy = self.run, self.folder / "policy"
+        shop, config, policy = self.shop, self.config, self.folder / "policy"
         fingerprint = {
             "pairs": data.digest(),
             "start": start.identity,
             "references": [weights.identity for weights, _ in references],
-            "update": run.config.update.identity(),
-            "dtype": run.config.policy.dtype,
-            "pad_token": run.config.policy.pad_token,
-            "seed": run.config.run.seed,
+            "update": config.update.identity(),
+            "dtype": config.policy.dtype,
+            "pad_token": config.policy.pad_token,
+            "seed": config.run.seed,
         }
         watch = Stopwatch()
         manifest = found_model(policy, fingerprint)
         if manifest is None:
-            seed = run.config.run.seed
-            curves = step_curves(run.folder, round=self.number) if run.config.run.tensorboard else None
-            job = jobs.UpdatePolicy(start, data, references, self.folder, fingerprint, self.number, seed, curves)
-            with run.console.bar("update", total=None) as bar:
-                run.crew.trainers.run(job, on_report=lambda step: bar.at(step["step"], step["steps"]))
+            seed = config.run.seed
+            curves = step_curves(shop.folder, round=self.number) if config.run.tensorboard else None
+            job = training.UpdatePolicy(
+                start, data, references, config.update, self.folder, fingerprint, self.number, seed, curves
+            )
+            with shop.console.bar("update", total=None) as bar:
+                shop.crew.trainers(config).run(job, on_report=lambda step: bar.at(step["step"], step["steps"]))
             manifest = found_model(policy, fingerprint)
             assert manifest is not None, "the training group published no policy"
             self._tell("update", figures.updated_line(manifest["update"], watch.seconds))
@@ -239,26 +256,14 @@ class Round:
 
     # ---- evaluate ---------------------------------------------------------------------------------------------------
 
-    def evaluate(self, policy: Weights) -> dict[str, Any]:
-        """The figures of a policy on the held-out prompts; empty where the config evaluates nothing."""
-        run = self.run
-        if run.evaluation is None:
+    def evaluate(self, policy: Weights) -> figures.Figures:
+        """The figures of a policy; empty where the config evaluates nothing."""
+        if self._evaluation is None:
             return {}
-        watch, folder = Stopwatch(), self.folder / "evaluation"
-        found_done = StageFolder(folder / "scored", SCORED).is_closed()
-        draw = Draw(run.config.run.seed, self.number, 0, EVALUATION_STREAM)
-        _, scored = self._sample_and_score(folder, run.evaluation, policy, one_answer(run.config.sample), draw)
-        first = StageFolder(run.folder / "round-0000" / "evaluation" / "scored", SCORED)
-        found: figures.Figures = run.crew.tasks.run(jobs.Evaluate(scored, first))
-        if not found["num_prompts"]:
-            raise StageError(
-                f"round {self.number}: evaluate",
-                wanted="an answer with a reward to at least one held-out prompt",
-                got=f"none to {sum(entry.rows for entry in run.evaluation.entries())} prompts",
-                fix="check that evaluation prompts leave room for sample.max_new_tokens in the context",
-            )
+        watch = Stopwatch()
+        found, made = self._evaluation.of(policy, round=self.number, config=self.config)
         self.figures["evaluate"] = found
-        if not found_done:
+        if made:
             self._tell("evaluate", figures.evaluated_line(found, watch.seconds))
         return found
 
@@ -267,23 +272,33 @@ class Round:
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """All that decides this round's result, as far as it is known before it runs."""
-        config = self.run.config
-        return {
+        config = self.config
+        known: dict[str, Any] = {
             "start": self.start.identity,
             "references": [weights.identity for weights in self.references],
-            "policy_files": self.run.sources.policy_files,
+            "policy_files": self.shop.sources.policy_files,
             "pad_token": config.policy.pad_token,
-            "pool": self.run.pool.digest(),
-            "evaluation": self.run.evaluation.digest() if self.run.evaluation else None,
-            "rewards": [source.identity() for source in self.run.sources.rewards],
+            "evaluation": self._evaluation.digest() if self._evaluation is not None else None,
             "seed": config.run.seed,
             "dtype": config.policy.dtype,
-            "per_round": config.prompts.per_round,
+            "update": config.update.identity(),
+        }
+        if self.sources.pairs is not None and config.pairs is not None:
+            return known | {"pairs": self.sources.pairs.sha256, "how": config.pairs.identity() | {"path": None}}
+        assert self._pool is not None and config.prompts is not None
+        return known | {
+            "pool": self._pool.digest(),
+            "rewards": [source.identity() for source in self.sources.rewards],
+            "per_round": self._num_prompts,
             "shard_size": config.prompts.shard_size,
             "sample": config.sample.identity(),
             "pair": config.pair.identity(),
-            "update": config.update.identity(),
         }
+
+    @property
+    def _num_prompts(self) -> int:
+        assert self._pool is not None and self.config.prompts is not None
+        return self._pool.entry(0).rows if self._every_prompt else self.config.prompts.per_round
 
     def refuse_damaged(self) -> None:
         """Check that what a settled round published is whole.
@@ -297,36 +312,17 @@ class Round:
 
     def write_report(self, decision: str, reason: str) -> None:
         """The round's figures, and what was decided on them."""
-        file, run = self.folder / "report.json", self.run
+        file = self.folder / "report.json"
         evaluated, told = self.figures.get("evaluate"), read_json(file).get("evaluate") if file.exists() else None
-        if run.config.run.tensorboard and evaluated and evaluated != told:
-            plot_evaluation(run.folder, round=self.number, figures=evaluated)
-        write_json(file, {"round": self.number, "decision": decision, "reason": reason} | self.figures)
+        if self.config.run.tensorboard and evaluated and evaluated != told:
+            plot_evaluation(self.shop.folder, round=self.number, figures=evaluated)
+        seconds = {"seconds": self._watch.seconds} if self.number else {}
+        write_json(file, {"round": self.number, "decision": decision, "reason": reason} | seconds | self.figures)
 
     def _folder(self, contract: Contract) -> StageFolder:
         return StageFolder(self.folder / contract.name, contract)
 
-    def _run_stage(self, name: str, outputs: Any, fingerprint: Any, num_shards: int, make: Any, workers: Any) -> Done:
-        return run_stage(Stage(name, outputs, fingerprint, num_shards, make, workers), self.run.console)
-
     def _tell(self, stage: str, text: str, done: Done | None = None) -> None:
         """A line for a stage that did something now."""
         if done is None or done.made:
-            where = f"round {self.number}/{self.run.config.rounds}" if self.number else "before"
-            self.run.console.line(where, stage, text)
-
-
-class _OneByOne:
-    """The training group in the place of a mapper: jobs one after another, each on all ranks."""
-
-    def __init__(self, group: Any, on_report: Callable[[Any], None]) -> None:
-        self._group, self._on_report = group, on_report
-
-    def map(self, todo: Sequence[Any]) -> list[Any]:
-        return [self._group.run(job, on_report=self._on_report) for job in todo]
-
-
-def one_answer(config: SampleConfig) -> SampleConfig:
-    """How evaluations sample: one answer a prompt from the policy itself, at temperature 1 and without truncation."""
-    plain = {"num_generations": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-    return config.model_copy(update=plain)
+            self.shop.console.line(self._label, stage, text)

@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from cluster.mapper import Tasks
-from pipeline import jobs, report
+from pipeline import report
 from pipeline.artifacts import StageFolder, refuse_other_fingerprint, write_json
-from pipeline.config import Config
-from pipeline.console import Bar, Console
-from pipeline.crew import Crew
+from pipeline.config import PromptsConfig
+from pipeline.evaluation import Evaluation
 from pipeline.figures import Figures
+from pipeline.jobs import inputs
 from pipeline.lineage import Lineage, RoundRecord, describe
+from pipeline.pools import read_prompts
 from pipeline.prompts import HeldOut
 from pipeline.round import Round
 from pipeline.run_folder import write_config
-from pipeline.sources import PromptSource, Sources
-from pipeline.stage import Done, Stage, run_stage
+from pipeline.schedule import asked_rounds, reason_to_stop
+from pipeline.sources import DataSource
+from pipeline.watch import Watch
+from pipeline.workshop import Workshop
 from stages.contracts import PROMPTS
-from stages.errors import ConfigError
+from stages.errors import ConfigError, InputError
 from stages.protocols import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Prompts that rounds draw from; `whole`: a round asks them all."""
+
+    table: StageFolder
+    whole: bool = False
 
 
 class Run:
     """One run of a config, in its folder.
 
     Args:
-        config: what to do.
-        sources: what the config names, found.
-        crew: who does it.
-        console: where it is told.
+        shop: what its steps share.
+        watched: a folder whose files make further rounds, once the config's are done.
     """
 
-    def __init__(self, config: Config, sources: Sources, crew: Crew, console: Console) -> None:
-        self.config, self.sources, self.crew, self.console = config, sources, crew, console
-        self.folder = config.folder()
+    def __init__(self, shop: Workshop, *, watched: Path | None = None) -> None:
+        self.shop, self.config, self.folder = shop, shop.config, shop.folder
         self.lineage = Lineage.read(self.folder / "run.json")
-        self.pool = StageFolder(self.folder / "prompts", PROMPTS)
-        self.evaluation = StageFolder(self.folder / "evaluation" / "prompts", PROMPTS) if config.evaluate else None
+        self.evaluation = Evaluation(shop, self.config.evaluate) if self.config.evaluate is not None else None
+        self._watch = Watch(self.folder / "watched.json", watched)
+        self._pools: dict[int, Pool] = {}
 
     # ---- prompts ----------------------------------------------------------------------------------------------------
 
@@ -47,101 +57,88 @@ class Run:
         Raises:
             PrefloopError: for anything in them that cannot be used.
         """
-        policy = (self.sources.policy.path, self.config.policy.pad_token, "policy.path")
-        rewards = [(r.folder, r.config.pad_token, r.key) for r in self.sources.rewards if r.config.type == "model"]
-        self.crew.tasks.run(jobs.CheckTokenizers([policy, *rewards]))  # type: ignore[list-item]
-        self._prepare_evaluation()
-        stats = self._prepare_pool().entries[0].stats
-        num_prompts, wanted = self.pool.entry(0).rows, self.config.prompts.per_round
-        if num_prompts < wanted:
-            raise ConfigError(
-                "prompts.per_round",
-                wanted=f"at most the {num_prompts} different prompts there are to train on",
-                got=str(wanted),
-                fix=f"--set prompts.per_round={num_prompts}",
-            )
-        told = f"{num_prompts:,} to train on"
+        policy = (self.shop.sources.policy.path, self.config.policy.pad_token, "policy.path")
+        rewards = [
+            (r.folder, r.config.pad_token, r.key)
+            for sources in self.shop.sources.rounds
+            for r in sources.rewards
+            if r.config.type == "model"
+        ]
+        self.shop.crew.tasks.run(inputs.CheckTokenizers(policy, list(dict.fromkeys(rewards))))  # type: ignore[arg-type]
+        self._watch.refuse_missing()
         if self.evaluation is not None:
-            told += f", {sum(entry.rows for entry in self.evaluation.entries()):,} held out for evaluation"
+            self.evaluation.prepare()
+        told = [self._prepare_pool(number) for number in range(1, max(1, self.num_rounds) + 1)]
+        if self.evaluation is not None:
+            told.insert(1, f"{self.evaluation.num_prompts:,} held out for evaluation")
+        if told := [text for text in told if text]:
+            self.shop.console.line("", "prompts", ", ".join(told))
+
+    def _prepare_pool(self, number: int) -> str:
+        """Read what a round draws from, unless an earlier one does too; what to tell of it."""
+        config = self.config.for_round(number).prompts
+        source = self.shop.sources.of(number).prompts
+        if config is None or source is None:
+            return ""
+        same = next((k for k in self._pools if self._reads_same(k, number)), None)
+        if same is not None:
+            self._pools[number] = self._pools[same]
+            told = ""
+        else:
+            folder = self.folder / ("prompts" if not self._pools else f"prompts-{number}")
+            self._pools[number] = Pool(StageFolder(folder, PROMPTS))
+            told = self._read_pool(self._pools[number].table, source, config)
+        self._refuse_small_pool(number, config)
+        return told
+
+    def _reads_same(self, one: int, other: int) -> bool:
+        a, b = self.config.for_round(one).prompts, self.config.for_round(other).prompts
+        plain = {"per_round": 1, "shard_size": 1}
+        return a is not None and b is not None and a.model_copy(update=plain) == b.model_copy(update=plain)
+
+    def _read_pool(self, out: StageFolder, source: DataSource, config: PromptsConfig) -> str:
+        evaluate = self.config.evaluate
+        held = None if evaluate is None or evaluate.holdout is None else HeldOut(evaluate.holdout, wanted=False)
+        exclude = self.evaluation.prompts if self.evaluation is not None else None
+        stats = read_prompts(self.shop, out, source, config, held_out=held, exclude=exclude).entries[0].stats
+        num_prompts = out.entry(0).rows
+        told = f"{num_prompts:,} to train on"
         if stats["merged"]:
             told += f"; {stats['merged']:,.0f} repeated rows merged"
         if stats["evaluated"]:
             told += f"; {stats['evaluated']:,.0f} left out of training, since they are evaluated on"
-        if self.config.rounds * wanted > num_prompts:
-            told += f"; asked again, reshuffled, after {num_prompts // wanted} rounds"
-        self.console.line("", "prompts", told)
+        if stats["changed"]:
+            told += f"; the policy's tokenizer does not keep the text of {stats['changed']:,.0f} of them as it is"
+        if self.num_rounds * config.per_round > num_prompts:
+            told += f"; asked again, reshuffled, after {num_prompts // config.per_round} rounds"
+        return told
 
-    def _prepare_evaluation(self) -> None:
-        evaluate, source = self.config.evaluate, self.sources.evaluation
-        if evaluate is None or self.evaluation is None or source is None:
-            return
-        drawn = StageFolder(self.folder / "evaluation" / "drawn", PROMPTS)
-        held = None if evaluate.holdout is None else HeldOut(evaluate.holdout, wanted=True)
-        columns = evaluate.columns or self.config.prompts.columns
-        self._read_prompts(drawn, source, columns, held_out=held, limit=evaluate.num_prompts)
-        size, cut = self.config.prompts.shard_size, self.evaluation
-        job = jobs.AllPrompts(drawn, cut, size)
-        num_shards = -(-drawn.entry(0).rows // size)
-        fingerprint = {"drawn": drawn.digest(), "shard_size": size}
-        run_stage(Stage("prompts", [cut], fingerprint, num_shards, lambda _: [job], self._tasks), self.console)
-
-    def _prepare_pool(self) -> Done:
-        evaluate = self.config.evaluate
-        held = None if evaluate is None or evaluate.holdout is None else HeldOut(evaluate.holdout, wanted=False)
-        source, columns = self.sources.prompts, self.config.prompts.columns
-        return self._read_prompts(self.pool, source, columns, held_out=held, exclude=self.evaluation)
-
-    def _read_prompts(
-        self,
-        out: StageFolder,
-        source: PromptSource,
-        columns: dict[str, str],
-        *,
-        held_out: HeldOut | None,
-        exclude: StageFolder | None = None,
-        limit: int | None = None,
-    ) -> Done:
-        """A source as one published table."""
-        seed, system = self.config.run.seed, self.config.prompts.system
-        job = jobs.PreparePrompts(
-            source=source.path,
-            key=source.key,
-            tokenizer=self.sources.policy.path,
-            pad_token=self.config.policy.pad_token,
-            columns=columns,
-            system=system,
-            out=out,
-            seed=seed,
-            held_out=held_out,
-            exclude=exclude,
-            limit=limit,
-        )
-        fingerprint = {
-            "source": source.sha256,
-            "tokenizer": self.sources.policy_files,
-            "columns": columns,
-            "system": system,
-            "held_out": None if held_out is None else [held_out.share, held_out.wanted],
-            "exclude": exclude.digest() if exclude else None,
-            "limit": limit,
-            "seed": seed if limit is not None else None,
-        }
-        return run_stage(Stage("prompts", [out], fingerprint, 1, lambda _: [job], self._tasks), self.console)
-
-    def _tasks(self, _bar: Bar) -> Tasks:
-        return self.crew.tasks
+    def _refuse_small_pool(self, number: int, config: PromptsConfig) -> None:
+        num_prompts = self._pools[number].table.entry(0).rows
+        if num_prompts < config.per_round:
+            raise ConfigError(
+                "prompts.per_round",
+                wanted=f"at most the {num_prompts} different prompts there are to train on",
+                got=str(config.per_round),
+                fix=f"--set prompts.per_round={num_prompts}",
+            )
 
     # ---- rounds -----------------------------------------------------------------------------------------------------
 
     @property
+    def num_rounds(self) -> int:
+        """The config's rounds, and those added meanwhile; watched files come on top."""
+        return asked_rounds(self.folder, self.config.num_rounds)
+
+    @property
     def result(self) -> Weights:
         """The policy that the last settled round stands behind; the first policy before any."""
-        return self.lineage.rounds[-1].result if self.lineage.rounds else self.sources.policy
+        return self.lineage.rounds[-1].result if self.lineage.rounds else self.shop.sources.policy
 
     def evaluate_first(self) -> None:
         """The first policy's figures, before the first round."""
-        before = Round(self, 0, self.sources.policy, ())
-        before.evaluate(self.sources.policy)
+        before = Round(self.shop, 0, self.shop.sources.policy, (), evaluation=self.evaluation, label="before")
+        before.evaluate(self.shop.sources.policy)
         before.write_report("first", "the policy that the run starts from")
 
     def unfinished_rounds(self) -> Iterator[Round]:
@@ -152,24 +149,94 @@ class Run:
             FingerprintError: if a settled round was made from something else than the config says now.
             ContractError: if what it published is damaged.
         """
-        if len(self.lineage.rounds) > self.config.rounds:
+        self._refuse_fewer_rounds()
+        for number in self._numbers():
+            settled = self.lineage.rounds[number - 1] if number <= len(self.lineage.rounds) else None
+            rnd = self._round(number)
+            if settled is not None:
+                refuse_other_fingerprint(rnd.folder, settled.fingerprint, rnd.fingerprint)
+                rnd.refuse_damaged()
+                self.shop.console.line(self._label(number), "finished", "nothing to do")
+            elif reason := reason_to_stop(self.config.stop_when, report.round_reports(self.folder)):
+                self.shop.console.line("", "stopped", f"after {number - 1} rounds: {reason}")
+                break
+            else:
+                yield rnd
+        self._publish()
+
+    def _numbers(self) -> Iterator[int]:
+        """The numbers of all rounds; how many there are may grow meanwhile, and watched files come after them."""
+        number, configured, told = 1, 0, False
+        while True:
+            if (file := self._watch.file_of(number)) is not None:
+                if not self._read_watched(number, file):
+                    continue
+            elif configured < self.num_rounds:
+                configured += 1
+                if number not in self._pools:
+                    self._prepare_pool(number)
+            else:
+                if self._watch.folder is not None and not told:
+                    self.shop.console.line("", "watching", f"{self._watch.folder} for files of prompts")
+                    told = True
+                file = self._watch.next_file()
+                if file is None:
+                    return
+                self._watch.take(file, round=number)
+                continue
+            yield number
+            number += 1
+
+    def _read_watched(self, number: int, file: Path) -> bool:
+        """Read the prompts of the file that a round took; whether they can be used."""
+        config, table = self.config.for_round(number).prompts, StageFolder(self.folder / f"prompts-{number}", PROMPTS)
+        assert config is not None
+        try:
+            if not table.is_closed():
+                self._read_pool(table, DataSource.found(file, key="--watch"), config)
+        except (InputError, OSError) as error:
+            self._watch.refuse(file, str(error))
+            reason = f"{error.got}; {error.fix}" if isinstance(error, InputError) else str(error)
+            self.shop.console.line("", "refused", f"{file}: {reason}")
+            return False
+        self._pools[number] = Pool(table, whole=True)
+        return True
+
+    def _refuse_fewer_rounds(self) -> None:
+        num_settled = len(self.lineage.rounds)
+        num_watched = sum(self._watch.file_of(number) is not None for number in range(1, num_settled + 1))
+        if num_settled - num_watched > self.num_rounds:
             raise ConfigError(
                 "rounds",
-                wanted=f"at least {len(self.lineage.rounds)}, which this run has settled",
-                got=str(self.config.rounds),
-                fix=f"--set rounds={len(self.lineage.rounds)}, or another name: --set run.name=…",
+                wanted=f"at least {num_settled - num_watched}, which this run has settled",
+                got=str(self.num_rounds),
+                fix=f"--set rounds={num_settled - num_watched}, or another name: --set run.name=…",
             )
-        for number in range(1, self.config.rounds + 1):
-            settled = self.lineage.rounds[number - 1] if number <= len(self.lineage.rounds) else None
-            start = self.sources.policy if number == 1 else self.lineage.rounds[number - 2].result
-            rnd = Round(self, number, start, self._references(number, start))
-            if settled is None:
-                yield rnd
-                continue
-            refuse_other_fingerprint(rnd.folder, settled.fingerprint, rnd.fingerprint)
-            rnd.refuse_damaged()
-            self.console.line(f"round {number}/{self.config.rounds}", "finished", "nothing to do")
-        self._publish()
+
+    def _round(self, number: int) -> Round:
+        start = self.shop.sources.policy if number == 1 else self.lineage.rounds[number - 2].result
+        pool = self._pools.get(number)
+        return Round(
+            self.shop,
+            number,
+            start,
+            self._references(number, start),
+            pool=pool.table if pool else None,
+            drawn_before=self._drawn_before(number),
+            evaluation=self.evaluation,
+            label=self._label(number),
+            every_prompt=pool is not None and pool.whole,
+        )
+
+    def _drawn_before(self, number: int) -> list[int]:
+        """How many prompts each earlier round drew from a round's pool."""
+        mine = self._pools.get(number)
+        earlier = (k for k in range(1, number) if mine is not None and self._pools.get(k) == mine)
+        configs = (self.config.for_round(k).prompts for k in earlier)
+        return [config.per_round for config in configs if config is not None]
+
+    def _label(self, number: int) -> str:
+        return f"round {number}/{max(number, self.num_rounds)}"
 
     def settle(self, rnd: Round, result: Weights, figures: Figures) -> None:
         """Promote a round's result, whatever its figures: it is the next round's start, and the run's result so far."""
@@ -185,14 +252,17 @@ class Run:
         write_json(self.folder / "final.json", describe(self.result, self.folder))
         link, scratch = self.folder / "final", self.folder / ".final"
         scratch.unlink(missing_ok=True)
-        scratch.symlink_to(self.result.path.relative_to(self.folder))
+        if self.result.path.is_relative_to(self.folder):
+            scratch.symlink_to(self.result.path.relative_to(self.folder))
+        else:
+            scratch.symlink_to(self.result.path)
         scratch.replace(link)
         report.write_reports(self.folder)
 
     def _references(self, number: int, start: Weights) -> list[Weights]:
-        kind = self.config.reference
+        kind = self.config.for_round(number).reference
         if kind == "initial":
-            return [self.sources.policy]
+            return [self.shop.sources.policy]
         if kind == "previous" and number > 1:
             return [self.lineage.rounds[number - 2].start]
         return [start]

@@ -47,6 +47,18 @@ def only_run(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process works on the run in `folder` now."""
+    if not (folder / ".lock").exists():
+        return False
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def next_log_dir(folder: Path) -> Path:
     """``logs/attempt-K`` for the next K."""
     taken = [int(path.name.rpartition("-")[2]) for path in (folder / "logs").glob("attempt-*")]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import embedded, models
-from pipeline.config import Config, EvaluateConfig, reward_names
-from pipeline.prompts import source_sha256
+from pipeline.config import Config, EvaluateConfig, PairsConfig, PromptsConfig, TextsConfig, reward_names
+from pipeline.prompt_files import WHOLE, Part, fetch_dataset, on_hub, source_sha256
 from stages.protocols import Weights
-from stages.score.config import FunctionReward, ModelReward
+from stages.score.config import FunctionReward, ModelReward, RewardConfig
 from stages.score.functions import find_function
 from stages.weights import file_sha256, files_sha256, weights_sha256
 
@@ -33,60 +34,130 @@ class RewardSource:
 
 
 @dataclass(frozen=True, slots=True)
-class PromptSource:
-    """A source of prompts as found."""
+class DataSource:
+    """Prompts, texts or pairs as found; `part` says which of what is in it."""
 
     path: Path
     key: str
     sha256: str
+    part: Part
+
+    @classmethod
+    def found(cls, path: Path, *, key: str, part: Part = WHOLE) -> DataSource:
+        return cls(path, key, source_sha256(path), part)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSources:
+    """What one round starts from besides the policy."""
+
+    prompts: DataSource | None
+    pairs: DataSource | None
+    rewards: tuple[RewardSource, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Everything a run starts from, found and hashed; `policy_files` is of config and tokenizer."""
+    """What a run starts from, found and hashed, as far as it was asked for.
 
-    policy: Weights
+    Attributes:
+        policy_files: hash of the policy's config and tokenizer.
+        rounds: of the config as it stands, then of each entry where `rounds` is a list.
+    """
+
+    found_policy: Weights | None
     policy_files: str
-    prompts: PromptSource
-    evaluation: PromptSource | None
-    rewards: tuple[RewardSource, ...]
+    evaluation: DataSource | None
+    texts: DataSource | None
+    rounds: tuple[RoundSources, ...]
+
+    @property
+    def policy(self) -> Weights:
+        """The policy that the run starts from."""
+        assert self.found_policy is not None, "the policy was not asked for"
+        return self.found_policy
+
+    def of(self, number: int) -> RoundSources:
+        """What a round starts from; 0 is the evaluation before the first."""
+        return self.rounds[min(number, len(self.rounds) - 1)]
 
 
-def find_sources(config: Config, *, maker: models.Maker = embedded.make) -> Sources:
-    """Resolve every name in the config; embedded models are made now if the cache lacks them.
+ALL = ("policy", "prompts", "pairs", "rewards", "evaluation")
+"""What `find_sources` can look for."""
+
+
+def find_sources(config: Config, *, maker: models.Maker = embedded.make, needs: Sequence[str] = ALL) -> Sources:
+    """Resolve the names in the config; embedded models are made now if the cache lacks them.
+
+    Args:
+        needs: which of them, out of `ALL`.
 
     Raises:
         InputError: for the first thing that cannot be used.
     """
-    policy = models.resolve(config.policy.path, key="policy.path", maker=maker)
-    models.check_policy(policy, key="policy.path")
-    evaluation = None
-    if config.evaluate is not None:
-        evaluation = _evaluation_source(config.evaluate, config, maker)
+    policy = None
+    if "policy" in needs:
+        policy = models.resolve(config.policy.path, key="policy.path", maker=maker)
+        models.check_policy(policy, key="policy.path")
+    find = _Finder(maker, needs)
+    evaluate = config.evaluate if "evaluation" in needs else None
+    evaluation = texts = None
+    if evaluate is not None:
+        own = evaluate.path is not None
+        section, key = (evaluate, "evaluate.path") if own else (config.prompts, "prompts.path")
+        evaluation = find.data(section, key) if section is not None else None
+        texts = find.data(evaluate.texts, "evaluate.texts.path") if evaluate.texts is not None else None
+    num_entries = 0 if isinstance(config.rounds, int) else config.num_rounds
     return Sources(
-        policy=Weights.found(policy, round=0),
-        policy_files=files_sha256(policy),
-        prompts=_prompt_source(config.prompts.path, "prompts.path", maker),
+        found_policy=Weights.found(policy, round=0) if policy else None,
+        policy_files=files_sha256(policy) if policy else "",
         evaluation=evaluation,
-        rewards=tuple(
-            _reward_source(reward, name, f"score.rewards.{index}", maker)
-            for index, (reward, name) in enumerate(zip(config.score.rewards, reward_names(config.score), strict=True))
-        ),
+        texts=texts,
+        rounds=tuple(find.of_round(config.for_round(number), number) for number in range(num_entries + 1)),
     )
 
 
-def _prompt_source(name: str, key: str, maker: models.Maker) -> PromptSource:
-    path = models.resolve(name, key=key, maker=maker, hub=False)
-    return PromptSource(path, key, source_sha256(path))
+class _Finder:
+    """Resolves names, each once."""
+
+    def __init__(self, maker: models.Maker, needs: Sequence[str]) -> None:
+        self._maker, self._needs = maker, needs
+        self._data: dict[tuple[str, Part], DataSource] = {}
+        self._rewards: dict[tuple[RewardConfig, str], RewardSource] = {}
+
+    def of_round(self, config: Config, number: int) -> RoundSources:
+        under = f"rounds.{number - 1}." if number else ""
+        rewards = config.score.rewards if config.score is not None and "rewards" in self._needs else ()
+        names = reward_names(config.score) if rewards else []
+        prompts = config.prompts if "prompts" in self._needs else None
+        pairs = config.pairs if "pairs" in self._needs else None
+        return RoundSources(
+            prompts=self.data(prompts, f"{under}prompts.path") if prompts else None,
+            pairs=self.data(pairs, f"{under}pairs.path") if pairs else None,
+            rewards=tuple(
+                self._reward(reward, name, f"{under}score.rewards.{index}")
+                for index, (reward, name) in enumerate(zip(rewards, names, strict=True))
+            ),
+        )
+
+    def data(self, section: PromptsConfig | PairsConfig | TextsConfig | EvaluateConfig, key: str) -> DataSource:
+        name, part = section.path or "", Part(section.config, section.split)
+        if (name, part) not in self._data:
+            if on_hub(name):
+                path = fetch_dataset(name, embedded.cache_root() / "datasets", key=key, part=part)
+                self._data[name, part] = DataSource.found(path, key=key)
+            else:
+                path = models.resolve(name, key=key, maker=self._maker, hub=False)
+                self._data[name, part] = DataSource.found(path, key=key, part=part)
+        return self._data[name, part]
+
+    def _reward(self, reward: RewardConfig, name: str, key: str) -> RewardSource:
+        if (reward, name) not in self._rewards:
+            self._rewards[reward, name] = _reward_source(reward, name, key, self._maker)
+        return self._rewards[reward, name]
 
 
-def _evaluation_source(evaluate: EvaluateConfig, config: Config, maker: models.Maker) -> PromptSource:
-    if evaluate.path is None:
-        return _prompt_source(config.prompts.path, "prompts.path", maker)
-    return _prompt_source(evaluate.path, "evaluate.path", maker)
-
-
-def _reward_source(reward: ModelReward | FunctionReward, name: str, key: str, maker: models.Maker) -> RewardSource:
+def _reward_source(reward: RewardConfig, name: str, key: str, maker: models.Maker) -> RewardSource:
     if isinstance(reward, FunctionReward):
         module = sys.modules[find_function(reward.target).__module__].__file__
         return RewardSource(reward, name, key, None, file_sha256(Path(module)) if module else "built in")

@@ -13,7 +13,7 @@ from pipeline.console import Bar, Console, Stopwatch
 class Mapper(Protocol):
     """What runs jobs: a pool of actors or stateless tasks."""
 
-    def map(self, jobs: Sequence[Callable[[Any], Any]]) -> Iterable[Any]: ...
+    def map(self, jobs: Sequence[Callable[..., Any]]) -> Iterable[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Stage:
     outputs: Sequence[StageFolder]
     fingerprint: Mapping[str, Any]
     num_shards: int
-    jobs: Callable[[list[int]], Sequence[Callable[[Any], Any]]]
+    jobs: Callable[[list[int]], Sequence[Callable[..., Any]]]
     workers: Callable[[Bar], Mapper]
 
 
@@ -67,3 +67,21 @@ def run_stage(stage: Stage, console: Console) -> Done:
         if not output.is_closed():
             output.close(stage.num_shards)
     return Done(stage.outputs[-1].entries(), watch.seconds, len(missing))
+
+
+def by_group(start: Callable[[], Any], *, total: float | None) -> Callable[[Bar], Mapper]:
+    """The training group in the place of a mapper: jobs one after another, each on all ranks.
+
+    Args:
+        start: gives the group, started now if need be.
+        total: what its reports count up to.
+    """
+    return lambda bar: _OneByOne(start(), lambda done: bar.at(done, total))
+
+
+class _OneByOne:
+    def __init__(self, group: Any, on_report: Callable[[Any], None]) -> None:
+        self._group, self._on_report = group, on_report
+
+    def map(self, jobs: Sequence[Callable[..., Any]]) -> list[Any]:
+        return [self._group.run(job, on_report=self._on_report) for job in jobs]

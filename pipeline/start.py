@@ -7,22 +7,36 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cluster.session import Devices, refuse_unless_it_fits, session, set_environment
+from cluster.session import refuse_unless_it_fits, session, set_environment
 from pipeline import embedded
-from pipeline.config import Config, load_config
+from pipeline.config import Config
+from pipeline.config_file import load_config
 from pipeline.console import Console, Stopwatch, duration
 from pipeline.layout import lay_out
+from pipeline.lineage import Lineage
 from pipeline.report import result_table, round_reports, where_things_are
-from pipeline.run_folder import next_log_dir, only_run
-from pipeline.sources import Sources, find_sources
+from pipeline.run_folder import is_held, next_log_dir, only_run
+from pipeline.schedule import add_rounds, parse_addition
+from pipeline.sources import ALL, Sources, find_sources
 from stages.errors import PrefloopError
 
+if TYPE_CHECKING:
+    from pipeline.workshop import Workshop
 
-def run(config_file: Path, overrides: Sequence[str]) -> None:
+
+def run(
+    config_file: Path, overrides: Sequence[str], *, more_rounds: str | None = None, watched: Path | None = None
+) -> None:
     """Run a config to its end.
+
+    Args:
+        more_rounds: as ``+2``: add rounds to the run, be it finished, interrupted or going on.
+        watched: a folder whose files of prompts make further rounds.
 
     Raises:
         PrefloopError: for anything a user can mend.
@@ -30,18 +44,16 @@ def run(config_file: Path, overrides: Sequence[str]) -> None:
     """
     config, console, watch = load_config(config_file, overrides), Console(), Stopwatch()
     folder = config.folder()
-    with only_run(folder):
-        log_dir = next_log_dir(folder)
-        _quiet(log_dir)
-        try:
-            _align(config, config_file.absolute().parent, log_dir, console)
-        except PrefloopError:
-            raise
-        except Exception as error:
-            crash = log_dir / "crash.log"
-            crash.write_text(traceback.format_exc(), encoding="utf-8")
-            error.add_note(f"traceback: {crash}")
-            raise
+    if more_rounds is not None and _add_rounds(config, parse_addition(more_rounds), console):
+        return
+    with only_run(folder), opened(config, config_file, folder, console) as shop:
+        from pipeline.driver import align
+        from pipeline.run import Run
+
+        _announce(shop)
+        run = Run(shop, watched=watched.absolute() if watched is not None else None)
+        run.prepare()
+        align(run)
     console.text()
     console.table(result_table(round_reports(folder)))
     console.text()
@@ -49,28 +61,64 @@ def run(config_file: Path, overrides: Sequence[str]) -> None:
     console.text(f"\nthis call took {duration(watch.seconds)}")
 
 
-def _align(config: Config, beside: Path, log_dir: Path, console: Console) -> None:
-    """The run itself; modules of reward functions are looked for `beside` the config first."""
+def _add_rounds(config: Config, more: int, console: Console) -> bool:
+    """Add rounds to a run; whether a process that works on it will do them."""
+    folder, going_on = config.folder(), is_held(config.folder())
+    settled = len(Lineage.read(folder / "run.json").rounds)
+    rounds, added = add_rounds(folder, config.num_rounds, more, settled=settled, going_on=going_on)
+    told = f"{more} added: {rounds} in all" if added else f"{rounds} in all; the {more} added before are not done yet"
+    console.line("", "rounds", told + ("; the run that is going on does them too" if going_on else ""))
+    return going_on
+
+
+@contextmanager
+def opened(
+    config: Config, config_file: Path, folder: Path, console: Console, *, needs: Sequence[str] = ALL
+) -> Iterator[Workshop]:
+    """Everything that steps need, for the length of the block: inputs found, Ray up, workers there when asked for.
+
+    Args:
+        config: what to do.
+        config_file: its file; modules of reward functions are looked for beside it first.
+        folder: where results and logs go.
+        console: where it is told.
+        needs: which of the config's names are used; see `find_sources`.
+    """
+    log_dir = next_log_dir(folder)
+    _quiet(log_dir)
+    beside = config_file.absolute().parent
     sys.path.insert(0, str(beside))
     set_environment(config.cluster)
-    sources = _find(config, console, log_dir)
-    # From here on Ray is imported.
-    from pipeline.crew import Crew
-    from pipeline.driver import align
-    from pipeline.run import Run
+    try:
+        sources = _find(config, console, log_dir, needs)
+        # From here on Ray is imported.
+        from pipeline.crew import Crew
+        from pipeline.workshop import Workshop
 
-    with session(config.cluster, log_dir=log_dir, search_path=[beside]) as devices:
-        layout = lay_out(config, devices)
-        refuse_unless_it_fits(layout.workers)
-        crew = Crew(config, sources, layout, log_dir=log_dir)
-        _announce(config, devices, console)
-        run = Run(config, sources, crew, console)
-        run.prepare()
-        align(run)
-        crew.close()  # after an error, the end of the session ends them too
+        shipped = imported_from(beside)
+        with session(config.cluster, log_dir=log_dir, search_path=[beside], shipped=shipped) as devices:
+            for number in range(len(sources.rounds)):
+                refuse_unless_it_fits(lay_out(config.for_round(number), devices).workers)
+            crew = Crew(config, devices, log_dir=log_dir)
+            yield Workshop(config, sources, crew, console, folder)
+            crew.close()  # after an error, the end of the session ends them too
+    except PrefloopError:
+        raise
+    except Exception as error:
+        crash = log_dir / "crash.log"
+        crash.write_text(traceback.format_exc(), encoding="utf-8")
+        error.add_note(f"traceback: {crash}")
+        raise
 
 
-def _find(config: Config, console: Console, log_dir: Path) -> Sources:
+def imported_from(folder: Path) -> list[Path]:
+    """The modules and packages of a folder that this process has imported: reward functions, and what they use."""
+    files = [Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
+    tops = {folder / file.relative_to(folder).parts[0] for file in files if file.is_relative_to(folder)}
+    return sorted(path for path in tops if path.suffix == ".py" or (path / "__init__.py").exists())
+
+
+def _find(config: Config, console: Console, log_dir: Path, needs: Sequence[str]) -> Sources:
     with console.bar("models", total=None) as bar:
 
         def progress(what: str, done: int, total: int) -> None:
@@ -82,14 +130,15 @@ def _find(config: Config, console: Console, log_dir: Path) -> Sources:
         def maker(name: str) -> Path:
             return embedded.make_aside(name, log=log_dir / "embedded.log", progress=progress)
 
-        return find_sources(config, maker=maker)
+        return find_sources(config, maker=maker, needs=needs)
 
 
-def _announce(config: Config, devices: Devices, console: Console) -> None:
+def _announce(shop: Workshop) -> None:
+    config, devices = shop.config, shop.crew.devices
     there = f"{devices.cpus} cores, {devices.gpus or 'no'} GPU{'s' if devices.gpus > 1 else ''}"
-    rounds = f"{config.rounds} round{'s' * (config.rounds > 1)}"
+    rounds = f"{config.num_rounds} round{'s' * (config.num_rounds != 1)}"
     told = f"{config.run.name}: {rounds} of {config.update.loss_type} on {config.policy.path}   {there}"
-    console.line("", "run", told)
+    shop.console.line("", "run", told)
 
 
 def _quiet(log_dir: Path) -> None:

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from pipeline.artifacts import MANIFEST
 from pipeline.console import Console
+from pipeline.reading import round_folders
 from pipeline.report import result_table, round_reports
-from stages.errors import InputError
 
 _STAGES = ("prompts", "candidates", "scored", "pairs", "reference_logps", "policy", "evaluation/scored")
 
@@ -20,17 +20,12 @@ def show_status(folder: Path) -> None:
     Raises:
         InputError: if the folder holds no run.
     """
-    rounds = sorted(path for path in folder.glob("round-*") if path.name.removeprefix("round-").isdigit())
-    if not rounds:
-        raise InputError(
-            str(folder), wanted="the folder of a run", got="no round in it", fix="runs lie in runs/NAME by default"
-        )
+    rounds = round_folders(folder)
     console, table = Console(), Table(box=None, pad_edge=False, padding=(0, 2))
     table.add_column("")
     for stage in _STAGES:
         table.add_column(stage.removesuffix("_logps").removesuffix("/scored"), no_wrap=True)
-    for path in rounds:
-        number = int(path.name.rpartition("-")[2])
+    for number, path in rounds.items():
         states = [_state(path / stage) if number or stage.startswith("evaluation") else "" for stage in _STAGES]
         table.add_row(f"round {number}" if number else "before", *states)
     console.table(table)

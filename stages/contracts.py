@@ -138,7 +138,7 @@ SCORED = _contract(
 
 PAIRS = _contract(
     "pairs",
-    1,
+    2,
     ("pair_id", pa.string(), "hash of both answers' ids"),
     ("prompt_id", pa.string(), "the prompt"),
     ("chosen_id", pa.string(), "response_id of the chosen answer"),
@@ -147,27 +147,36 @@ PAIRS = _contract(
     ("prompt", pa.string(), "as in prompts"),
     ("chosen", pa.string(), "the chosen answer's text"),
     ("rejected", pa.string(), "the rejected answer's text"),
-    ("score_chosen", pa.float64(), "reward of the chosen answer"),
-    ("score_rejected", pa.float64(), "reward of the rejected answer"),
-    ("margin", pa.float64(), "score_chosen - score_rejected"),
+    ("score_chosen", pa.float64(), "?reward of the chosen answer; null: pairs that came without"),
+    ("score_rejected", pa.float64(), "?reward of the rejected answer"),
+    ("margin", pa.float64(), "?score_chosen - score_rejected"),
     ("prompt_token_ids", TOKENS, "as in prompts"),
     ("chosen_token_ids", TOKENS, "as sampled"),
     ("rejected_token_ids", TOKENS, "as sampled"),
     ("chosen_rewards", pa.list_(REWARD), "as in scored"),
     ("rejected_rewards", pa.list_(REWARD), "as in scored"),
-    ("policy_round", pa.int32(), "the round that made the weights that sampled both"),
+    ("policy_round", pa.int32(), "?the round that made the weights that sampled both; null: sampled elsewhere"),
 )
 
 REFERENCE_LOGPS = _contract(
     "reference_logps",
     1,
-    ("response_id", pa.string(), "the answer"),
+    ("response_id", pa.string(), "the answer, or the watched text"),
     _ROUND,
     ("reference", pa.string(), "the reference's name in the config"),
     ("weights", pa.string(), "sha256 of the reference's weights"),
     ("dtype", pa.string(), "of the forward pass"),
     ("logp", pa.float64(), "sum over the answer's tokens, in nats, at temperature 1"),
     ("num_tokens", pa.int32(), "tokens of the answer, stop token included"),
+)
+
+TEXTS = _contract(
+    "texts",
+    1,
+    ("text_id", pa.string(), "hash of the text"),
+    _ROUND,
+    ("text", pa.string(), "as it came"),
+    ("token_ids", TOKENS, "the policy's tokens of the text, special tokens included, cut to the context"),
 )
 
 FATES = _contract(

@@ -20,6 +20,22 @@ Fate = Literal[
 ]
 """What became of a prompt in a round. Every prompt has exactly one: the first of these that applies."""
 
+FATE_MEANINGS: dict[Fate, str] = {
+    "prompt_too_long": "the prompt leaves no room for an answer in the model's context",
+    "quarantined": "the prompt was set aside, since it broke the engine before",
+    "engine_error": "the engine gave no answer",
+    "score_error": "no answer has a finite reward",
+    "all_truncated": "every answer was cut off at max_new_tokens",
+    "too_few_valid": "fewer than two answers could be used",
+    "duplicate_answers": "all usable answers have the same text",
+    "disagreement": "the rewards do not agree on which answer is better",
+    "tied": "the answers differ, but all have the same reward",
+    "gap_too_small": "the best and the worst answer's rewards are closer than pair.min_margin",
+    "no_pair_by_rule": "the pairing rule makes no pair of these answers",
+    "paired": "made a chosen/rejected pair to train on",
+}
+"""Each fate in a reader's words."""
+
 FinishReason = Literal["stop", "length"]
 """How an answer ended: by a stop token or string, or at ``max_new_tokens``."""
 

@@ -15,10 +15,19 @@ class SampleConfig(Settings):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, description="0: all tokens")
     min_p: float = Field(0.0, ge=0, le=1)
-    stop: tuple[str, ...] = Field((), description="texts that end an answer, besides the EOS")
+    stop: tuple[str, ...] = Field(
+        (),
+        description="texts that end an answer, besides the model's EOS tokens; rewards see the answer without such a "
+        "text, training keeps every token that was sampled, up to the one that completes it",
+    )
     max_new_tokens: int = Field(256, ge=1, description="tokens an answer has at most, the EOS included")
     max_model_len: int | None = Field(None, ge=2, description="tokens of prompt and answer; null: the model's context")
     engines: int = where(1, ge=1, description="vLLM engines that share the shards")
     tensor_parallel_size: int = where(1, ge=1, description="GPUs an engine spans")
     gpu_memory_utilization: float = where(0.85, gt=0, le=1, description="share of a GPU that an engine takes")
     kv_cache_gib: int = where(1, ge=1, description="GiB of KV cache on a machine without a GPU")
+
+    def engine(self) -> SampleConfig:
+        """What an engine is started with: the settings of single requests, which come with each, left at defaults."""
+        kept = ("max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "kv_cache_gib")
+        return SampleConfig(**{name: getattr(self, name) for name in kept})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import InputError
@@ -66,9 +66,10 @@ class VLLMSampler:
         if not requests:
             return []
         self._llm.reset_prefix_cache()
+        special_tokens = self._special_tokens()
         outputs = self._llm.generate(
             [{"prompt_token_ids": request.prompt_token_ids} for request in requests],
-            [_sampling_params(config, request.seed) for request in requests],
+            [_sampling_params(config, request.seed, special_tokens) for request in requests],
             use_tqdm=False,
         )
         return [[_answer(completion) for completion in output.outputs] for output in outputs]
@@ -88,6 +89,12 @@ class VLLMSampler:
         self._llm, self._loaded = None, None
         gc.collect()
         cleanup_dist_env_and_memory()
+
+    def _special_tokens(self) -> dict[str, int]:
+        """Special tokens by their text."""
+        assert self._llm is not None
+        added = self._llm.get_tokenizer().added_tokens_decoder
+        return {str(token): number for number, token in added.items() if token.special}
 
     def _start(self, weights: Weights) -> LLM:
         from vllm import LLM
@@ -127,7 +134,11 @@ class VLLMSampler:
         return int(getattr(config, "max_position_embeddings", None) or _MAX_BATCHED_TOKENS)
 
 
-def _sampling_params(config: SampleConfig, seed: int) -> SamplingParams:
+def _sampling_params(config: SampleConfig, seed: int, special_tokens: Mapping[str, int]) -> SamplingParams:
+    """Of the model's own settings only its EOS tokens count (all of ``generation_config.json``): vLLM adds them.
+
+    A special token is left out of an answer's text, so that its text would never be met there: as a stop it is an id.
+    """
     from vllm import SamplingParams
 
     return SamplingParams(
@@ -136,7 +147,8 @@ def _sampling_params(config: SampleConfig, seed: int) -> SamplingParams:
         top_p=config.top_p,
         top_k=config.top_k,
         min_p=config.min_p,
-        stop=list(config.stop) or None,
+        stop=[text for text in config.stop if text not in special_tokens] or None,
+        stop_token_ids=[special_tokens[text] for text in config.stop if text in special_tokens] or None,
         max_tokens=config.max_new_tokens,
         logprobs=0,
         seed=seed,

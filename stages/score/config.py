@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from stages.errors import ConfigError
 from stages.settings import Settings, where
+
+_TAKEN = ("conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message")
+
+
+def check_template_kwargs(options: Mapping[str, Any]) -> None:
+    """Refuse what is not a chat template's to decide.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    taken = [name for name in options if name in _TAKEN or name.startswith("return_")]
+    if taken:
+        raise ConfigError(
+            "chat_template_kwargs",
+            wanted="variables of the chat template, such as enable_thinking",
+            got=repr(taken[0]),
+            fix="leave it out: how a chat is rendered and tokenised is fixed",
+        )
 
 
 class _Reward(Settings):
     name: str | None = Field(None, description="in tables and reports; null: from the path or the function")
     weight: float = Field(1.0, description="of this reward in the sum that makes pairs")
-    role: Literal["main", "holdout"] = Field("main", description="holdout: reported, never trained on")
+    role: Literal["main", "auxiliary", "holdout"] = Field(
+        "main",
+        description="main: makes the pairs; auxiliary: beside the pairs, for objectives that use it; "
+        "holdout: reported, never trained on",
+    )
+    scale: Literal["none", "zscore"] = Field(
+        "none", description="zscore: less its mean over the round's answers, by its standard deviation, then weighted"
+    )
 
 
 class ModelReward(_Reward):
@@ -21,8 +48,17 @@ class ModelReward(_Reward):
     type: Literal["model"]
     path: str = Field(description="a folder, a hub name, or embedded:reverse-judge")
     pad_token: str | None = Field(None, description="where the tokenizer names none")
+    chat_template_kwargs: dict[str, Any] = Field({}, description="variables of this model's own chat template")
+    text_pair: bool = Field(
+        False, description="prompt and answer as two segments, as encoders such as DeBERTa learn it"
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch_tokens: int = where(8192, ge=1, description="padded tokens a forward pass, at most")
+
+    @model_validator(mode="after")
+    def _known_names(self) -> ModelReward:
+        check_template_kwargs(self.chat_template_kwargs)
+        return self
 
 
 class FunctionReward(_Reward):

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import InputError
+from stages.pretrained import load_model
 from stages.protocols import Turn
 from stages.score.config import ModelReward
-from stages.tokenizers import load_tokenizer
+from stages.tokenizers import load_tokenizer, render_chat
 from stages.vocab import RewardRole
 
 
@@ -38,27 +39,24 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification
 
         self.name, self.role, self.weight = name, config.role, config.weight
-        self._key, self._folder = key, folder
-        self._batch_tokens = config.batch_tokens
+        self._where = f"{key} {folder}"
+        self._batch_tokens, self._text_pair = config.batch_tokens, config.text_pair
+        self._template_kwargs = config.chat_template_kwargs
         self._device = torch.device("cuda" if use_gpu else "cpu")
         if not use_gpu:
             torch.set_num_threads(num_threads)
-        self._tokenizer = load_tokenizer(folder, pad_token=config.pad_token, key=key)
+        self._tokenizer = load_tokenizer(folder, pad_token=config.pad_token, key=key, answers=False)
         self._tokenizer.padding_side = "right"
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=getattr(torch, config.dtype), local_files_only=True, use_safetensors=True
-            )
-        except Exception as error:  # transformers raises nearly anything for a broken folder
-            raise InputError(
-                f"{key} {folder}",
-                wanted="a sequence classifier that transformers can load",
-                got=f"{type(error).__name__}: {error}",
-                fix="check the folder with AutoModelForSequenceClassification.from_pretrained",
-            ) from error
+        model = load_model(
+            AutoModelForSequenceClassification,
+            folder,
+            dtype=getattr(torch, config.dtype),
+            where=f"{key} {folder}",
+            wanted="a sequence classifier that transformers can load",
+        )
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         self._model: Any = model.to(self._device).eval()
-        self._context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+        self._context = _context(model)
 
     name: str
     role: RewardRole
@@ -70,43 +68,53 @@ class RewardModel:
         """One score an answer; None for one that is longer than the reward model's context."""
         import torch
 
-        ids = [self._tokens(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        scores: list[float | None] = [None] * len(ids)
-        for rows in self._batches(ids):
-            batch = self._tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
+        rows = [self._encoded(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        scores: list[float | None] = [None] * len(rows)
+        for batch in self._batches([len(row["input_ids"]) for row in rows]):
+            padded = self._tokenizer.pad([rows[row] for row in batch], return_tensors="pt").to(self._device)
             with torch.inference_mode():
-                logits_B1 = self._model(
-                    input_ids=batch["input_ids"].to(self._device),
-                    attention_mask=batch["attention_mask"].to(self._device),
-                ).logits
-            for row, score in zip(rows, logits_B1.squeeze(-1).float().tolist(), strict=True):
+                logits_B1 = self._model(**padded).logits
+            for row, score in zip(batch, logits_B1.squeeze(-1).float().tolist(), strict=True):
                 scores[row] = score
         return scores
 
-    def _tokens(self, prompt: Turn, completion: Turn) -> list[int]:
-        """Text as it is, a chat through this model's own template."""
-        if isinstance(prompt, str) and isinstance(completion, str):
-            return list(self._tokenizer(prompt + completion).input_ids)
-        if not self._tokenizer.chat_template:
-            raise InputError(
-                f"{self._key} {self._folder}",
-                wanted="a reward model whose tokenizer has a chat template, since the prompts are chats",
-                got="no chat template",
-                fix="use a reward model for chats, or prompts of plain text",
+    def _encoded(self, prompt: Turn, completion: Turn) -> dict[str, list[int]]:
+        """The model's inputs by name: text as it is, a chat through this model's own template."""
+        encode = self._tokenizer
+        if not isinstance(prompt, str) or not isinstance(completion, str):
+            chat = render_chat(
+                encode, [*prompt, *completion], self._template_kwargs, generation_prompt=False, where=self._where
             )
-        return list(self._tokenizer.apply_chat_template([*prompt, *completion], tokenize=True, return_dict=False))
+            found = encode(chat, add_special_tokens=False)
+        elif self._text_pair:
+            found = encode(prompt, completion)
+        else:
+            found = encode(prompt + completion)
+        return {name: found[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in found}
 
-    def _batches(self, ids: list[list[int]]) -> Iterator[list[int]]:
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Row numbers by length, at most ``batch_tokens`` with padding a batch; too long ones are left out."""
-        order = sorted((row for row in range(len(ids)) if len(ids[row]) <= self._context), key=lambda r: len(ids[r]))
+        order = sorted((row for row in range(len(lengths)) if lengths[row] <= self._context), key=lengths.__getitem__)
         batch: list[int] = []
         for row in order:
-            if batch and len(ids[row]) * (len(batch) + 1) > self._batch_tokens:
+            if batch and lengths[row] * (len(batch) + 1) > self._batch_tokens:
                 yield batch
                 batch = []
             batch.append(row)
         if batch:
             yield batch
+
+
+def _context(model: Any) -> int:
+    """The most tokens that a model has positions for."""
+    import torch
+
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            # RoBERTa's kind counts positions from behind the padding's.
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings) - offset
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
 
 
 def check_reward_model(config_json: Mapping[str, Any], *, where: str) -> None:

@@ -1,7 +1,7 @@
 """Candidates in, rewards out: every reward on every answer, and the weighted sum that pairing goes by.
 
-Comes in: tables of `PROMPTS` and `CANDIDATES`. Goes out: a table of `SCORED`. A reward that is not finite, or missing,
-leaves the sum null; it never becomes a zero.
+Comes in: tables of `PROMPTS` and `CANDIDATES`. Goes out: a table of `SCORED`. A reward that is not finite counts as
+missing. Standardised rewards need the whole round: `stages.score.combine` sums them anew afterwards.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from stages.contracts import SCORED
 from stages.protocols import Reward
+from stages.score.combine import Term, combined
 
 
 def score(prompts: pa.Table, candidates: pa.Table, rewards: Sequence[Reward], *, round: int) -> pa.Table:
@@ -29,19 +30,20 @@ def score(prompts: pa.Table, candidates: pa.Table, rewards: Sequence[Reward], *,
     columns = _columns(asked)
     turns = [_turn(row, answer["response"]) for row, answer in zip(asked, answers, strict=True)]
     values = [reward([turn[0] for turn in turns], [turn[1] for turn in turns], columns) for reward in rewards]
+    terms = [Term(reward.name, reward.weight) for reward in rewards if reward.role == "main"]
     rows = []
     for index, answer in enumerate(answers):
-        mine = [_finite(column[index]) for column in values]
+        mine = [
+            {"name": reward.name, "value": _finite(column[index]), "role": reward.role}
+            for reward, column in zip(rewards, values, strict=True)
+        ]
         rows.append(
             {
                 "response_id": answer["response_id"],
                 "prompt_id": answer["prompt_id"],
                 "round": round,
-                "reward": _weighted_sum(mine, rewards),
-                "rewards": [
-                    {"name": reward.name, "value": value, "role": reward.role}
-                    for reward, value in zip(rewards, mine, strict=True)
-                ],
+                "reward": combined(mine, terms),
+                "rewards": mine,
             }
         )
     return SCORED.table(rows)
@@ -56,16 +58,6 @@ def _turn(prompt: dict[str, Any], response: str) -> tuple[Any, Any]:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _weighted_sum(values: Sequence[float | None], rewards: Sequence[Reward]) -> float | None:
-    total = 0.0
-    for value, reward in zip(values, rewards, strict=True):
-        if reward.role == "main":
-            if value is None:
-                return None
-            total += reward.weight * value
-    return total
 
 
 def _columns(asked: Sequence[dict[str, Any]]) -> dict[str, list[object]]:

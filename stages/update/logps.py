@@ -16,16 +16,14 @@ def answer_logps(model: Any, batch: TokenBatch, device: torch.device) -> Tensor:
 
     Args:
         model: a causal language model, or the DeepSpeed engine around one.
-        batch: padded rows; positions count from 0 in each.
+        batch: rows padded on the right, so that the positions a model counts by itself are right (some architectures
+            take none from outside).
         device: where the model is.
     """
     import torch
 
     tokens_NT, answer_NT = batch.tokens_NT.to(device), batch.answer_NT.to(device)
-    positions_NT = torch.arange(tokens_NT.shape[1], device=device).expand_as(tokens_NT)
-    logits_NTV = model(
-        input_ids=tokens_NT, attention_mask=batch.mask_NT.to(device), position_ids=positions_NT, use_cache=False
-    ).logits
+    logits_NTV = model(input_ids=tokens_NT, attention_mask=batch.mask_NT.to(device), use_cache=False).logits
     wanted_NT = answer_NT[:, 1:]
     logits_AV = logits_NTV[:, :-1][wanted_NT].float()
     targets_A = tokens_NT[:, 1:][wanted_NT]

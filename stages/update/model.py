@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.errors import ConfigError, InputError
+from stages.errors import ConfigError
+from stages.pretrained import load_model
 from stages.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -36,30 +37,29 @@ def load_policy(folder: Path, *, dtype: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
-        )
-    except Exception as error:  # transformers raises nearly anything for a broken folder
-        raise InputError(
-            f"policy {folder}",
-            wanted="a causal language model that transformers can load",
-            got=f"{type(error).__name__}: {error}",
-            fix="check the folder with AutoModelForCausalLM.from_pretrained",
-        ) from error
+    model = load_model(
+        AutoModelForCausalLM,
+        folder,
+        dtype=getattr(torch, dtype),
+        where=f"policy {folder}",
+        wanted="a causal language model that transformers can load",
+    )
     disable_dropout(model)
     return model
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout to 0, so that policy and reference agree on equal weights."""
+    """Set to 0 what is random in training (dropout, skipped layers, noise in a router).
+
+    Policy and reference must agree on equal weights, and an update must not depend on torch's random state.
+    """
     import torch
 
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
                 setattr(module, name, 0.0)
 
 
@@ -97,13 +97,20 @@ def save_policy(model: Any, folder: Path, state: Mapping[str, torch.Tensor], *, 
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a folder's safetensors, by name."""
-    from safetensors.torch import load_file
+    """Every parameter of a policy's folder by the model's name for it, tied ones once.
 
-    weights: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        weights |= load_file(file)
-    return weights
+    A file's own names may be others: of a mixture of experts transformers writes each expert apart.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = load_model(
+        AutoModelForCausalLM,
+        folder,
+        dtype="auto",
+        where=f"policy {folder}",
+        wanted="a causal language model that transformers can load",
+    )
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def copy_tokenizer(source: Path, target: Path, *, pad_token: str | None) -> None:

@@ -51,6 +51,21 @@ def answers_of(pairs: Iterable[PairRow]) -> list[AnswerRow]:
     return [found[key] for key in sorted(found)]
 
 
+def candidate_answers(prompts: pa.Table, candidates: pa.Table) -> list[AnswerRow]:
+    """The candidates of a shard as rows to score, sorted by id."""
+    asked = dict(zip(prompts["prompt_id"].to_pylist(), prompts["prompt_token_ids"].to_pylist(), strict=True))
+    rows = candidates.select(["response_id", "prompt_id", "response_token_ids"]).to_pylist()
+    found = [AnswerRow(row["response_id"], asked[row["prompt_id"]], row["response_token_ids"]) for row in rows]
+    return sorted(found, key=lambda row: row.response_id)
+
+
+def text_answers(texts: pa.Table) -> list[AnswerRow]:
+    """Whole texts as rows to score, sorted by id: the first token is given, all others count."""
+    rows = texts.select(["text_id", "token_ids"]).to_pylist()
+    found = [AnswerRow(row["text_id"], row["token_ids"][:1], row["token_ids"][1:]) for row in rows]
+    return sorted(found, key=lambda row: row.response_id)
+
+
 def reference_table(
     answers: Sequence[AnswerRow],
     logps: Mapping[str, float],

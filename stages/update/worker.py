@@ -45,7 +45,6 @@ class Trainer:
 
     def __init__(self, config: UpdateConfig, *, dtype: str, pad_token: str | None, num_threads: int) -> None:
         self.config, self.dtype, self._pad_token = config, dtype, pad_token
-        self._objective = OBJECTIVES[config.loss_type]
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
@@ -56,6 +55,11 @@ class Trainer:
         self._num_steps = 0
 
     # ---- weights ----------------------------------------------------------------------------------------------------
+
+    def configure(self, config: UpdateConfig) -> None:
+        """Update as `config` says, from the next `load` on; ranks and device stay."""
+        if config != self.config:
+            self.config, self._weights = config, None
 
     def load(self, weights: Weights) -> None:
         """Hold these weights, with a fresh optimizer; where there is a float32 master, from that."""
@@ -150,7 +154,7 @@ class Trainer:
         """
         config = self.config
         total = num_steps(len(rows), size=config.global_batch_size, num_epochs=config.num_train_epochs)
-        gate_floor = self._gate_floor(rows) if self._objective.gated else None
+        gate_floor = self._gate_floor(rows) if OBJECTIVES[config.loss_type].gated else None
         params = config.objective_params(gate_floor=gate_floor or 0.0)
         first: dict[str, float] = {}
         last: dict[str, float] = {}
@@ -202,7 +206,7 @@ class Trainer:
             rows = [batch[i] for i in part]
             pairs = self._pairs(rows or [batch[0]], references, own_reference)
             self._refuse_nonfinite(torch.cat([pairs.chosen_B, pairs.rejected_B]), step, "log-probs")
-            terms = self._objective.loss(pairs, params)
+            terms = OBJECTIVES[self.config.loss_type].loss(pairs, params)
             real = 1.0 if rows else 0.0
             shares = [(term.loss_B * term.weight_B).sum() / counts[term.normaliser] for term in terms]
             # DeepSpeed averages over the ranks; the loss is a mean over the global batch.

@@ -23,9 +23,9 @@ def test_layers_are_kept():
     "work",
     [
         "from pipeline.cli import main; main(['--help'], standalone_mode=False)",
-        "from pathlib import Path; from pipeline.config import load_config as c; c(Path('configs/quickstart.yaml'))",
+        "import pathlib, pipeline.config_file as c; c.load_config(pathlib.Path('configs/quickstart.yaml'))",
         "import stages.contracts, stages.protocols, stages.errors",
-        "from pathlib import Path; from pipeline.status import show_status",
+        "from pipeline.status import show_status; from pipeline.report import show_page; import pipeline.trace",
     ],
 )
 def test_light_parts_import_no_heavy_library(work):

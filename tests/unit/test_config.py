@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config
+from pipeline.config_file import load_config
 from stages.errors import ConfigError
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -35,11 +35,11 @@ def test_a_misspelt_word_is_answered_with_the_nearest_known_one(override, fix):
 @pytest.mark.parametrize(
     ("override", "where"),
     [
-        ("rounds=0", "rounds"),
+        ("rounds=-1", "rounds"),
         ("sample.temperature=0", "sample.temperature"),
         ("model={path: x}", "quickstart.yaml: model"),
         ("score.rewards.0.model=x", "score.rewards.0.model"),
-        ("score.rewards.0.role=auxiliary", "score.rewards.0.role"),
+        ("score.rewards.0.role=second", "score.rewards.0.role"),
         ("sample.num_generations=1", "sample.num_generations"),
         ("sample.max_model_len=8", "sample.max_new_tokens"),
         ("update.loss_params={label_smoothing: 0.1}", "update.loss_params.label_smoothing"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from pipeline.config import load_config
+from pipeline.config_file import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -7,10 +7,12 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_models
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.prompts import HeldOut, distinct, draw, prompt_rows, read_rows
+from pipeline.prompt_files import WHOLE, Part, fetch_dataset, on_hub, read_rows, source_sha256
+from pipeline.prompts import Form, HeldOut, distinct, draw, prompt_rows
 from stages.errors import InputError
 from stages.tokenizers import load_tokenizer
 
@@ -30,6 +32,11 @@ def write(path, rows):
         path.write_text(json.dumps(rows))
     elif path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".arrow":
+        table = pa.Table.from_pylist(rows)
+        open_file = pa.ipc.new_file if path.stem == "file" else pa.ipc.new_stream
+        with open_file(path, table.schema) as out:
+            out.write_table(table)
     else:
         from datasets import Dataset
 
@@ -38,11 +45,12 @@ def write(path, rows):
 
 
 def table_of(path, tokenizer, **columns):
-    return distinct(prompt_rows(read_rows(path, key="prompts.path"), tokenizer, columns=columns, system=None))
+    return distinct(prompt_rows(read_rows(path, key="prompts.path"), tokenizer, form=Form(columns)))
 
 
 def test_every_form_of_file_gives_the_same_rows(tmp_path, tokenizer):
-    tables = [table_of(write(tmp_path / name, ROWS), tokenizer)[0] for name in ("a.jsonl", "b.json", "c.parquet", "d")]
+    names = ("a.jsonl", "b.json", "c.parquet", "file.arrow", "stream.arrow", "saved")
+    tables = [table_of(write(tmp_path / name, ROWS), tokenizer)[0] for name in names]
     assert all(table == tables[0] for table in tables)
     assert tables[0]["answer"].to_pylist() == ["54321", "00000"]
     assert [json.loads(extra) for extra in tables[0]["extra"].to_pylist()] == [{"level": 1}, {"level": 2}]
@@ -105,11 +113,87 @@ def test_a_mapped_column_that_is_not_there_is_refused(tmp_path, tokenizer):
         table_of(write(tmp_path / "a.jsonl", ROWS), tokenizer, prompt="question")
 
 
-@given(st.integers(1, 40), st.integers(0, 5), st.data())
+CHATS = {
+    "prompt": [{"role": "user", "content": "Why?"}],
+    "messages": [{"role": "user", "content": "Why?"}],
+    "context_messages": [{"role": "user", "content": "Why?"}],
+    "conversations": [{"from": "human", "value": "Why?"}],
+}
+
+
+@pytest.mark.parametrize("form", ["a.jsonl", "a.json", "a.parquet", "a.arrow", "saved"])
+@pytest.mark.parametrize("column", list(CHATS))
+def test_chats_are_found_under_every_usual_name_in_every_form(tmp_path, column, form):
+    tiny_models.KINDS["qwen3"].write_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path, pad_token=None, key="policy.path")
+    table, _ = table_of(write(tmp_path / form, [{column: CHATS[column]}]), tokenizer)
+    assert table["conversation"].to_pylist() == [CHATS["prompt"]]
+
+
+@pytest.mark.parametrize("column", ["prompt", "question", "instruction"])
+def test_texts_are_found_under_every_usual_name(tmp_path, tokenizer, column):
+    assert table_of(write(tmp_path / "a.jsonl", [{column: "123>"}]), tokenizer)[0]["prompt"].to_pylist() == ["123>"]
+
+
+def splits(folder):
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:1])}).save_to_disk(folder)
+    return folder
+
+
+def data_files(folder):
+    """As a repository of the hub lies in a folder."""
+    (folder / "data").mkdir(parents=True)
+    for split, rows in (("train", ROWS), ("test", ROWS[:1])):
+        pq.write_table(pa.Table.from_pylist(rows), folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("made", [splits, data_files])
+def test_of_several_splits_the_named_one_is_read_and_without_a_name_none(tmp_path, made):
+    folder = made(tmp_path / "folder")
+    counts = {s: len(list(read_rows(folder, key="prompts.path", part=Part(split=s)))) for s in ("train", "test")}
+    assert counts == {"train": 2, "test": 1}
+    for part in (WHOLE, Part(split="validation")):
+        with pytest.raises(InputError, match="train, test") as caught:
+            list(read_rows(folder, key="evaluate.path", part=part))
+        assert "--set evaluate.split=" in caught.value.fix
+
+
+def test_a_file_has_no_splits(tmp_path):
+    with pytest.raises(InputError, match="split"):
+        list(read_rows(write(tmp_path / "a.jsonl", ROWS), key="prompts.path", part=Part(split="train")))
+
+
+def test_a_name_on_the_hub_that_cannot_be_reached_is_refused_in_words_that_help(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert on_hub("org/name") and on_hub("openai/gsm8k")
+    (tmp_path / "data").mkdir()
+    assert not any(
+        map(on_hub, ["data/prompts", "data/prompts.jsonl", "./a/b", "../b", "~/b", "a.jsonl", "/a", "a/b/c"])
+    )
+    with pytest.raises(InputError, match="hub") as caught:
+        fetch_dataset("no-such-org/no-such-data", tmp_path, key="prompts.path", part=WHOLE)
+    assert "save_to_disk" in caught.value.fix
+
+
+def test_a_fetched_dataset_is_one_file_of_the_split_that_was_asked_for(tmp_path, monkeypatch, tokenizer):
+    """datasets takes a folder of that name for the repository, so that no network is needed."""
+    data_files(tmp_path / "org" / "name")
+    monkeypatch.chdir(tmp_path)
+    files = [fetch_dataset("org/name", tmp_path, key="prompts.path", part=Part(split=s)) for s in ("train", "test")]
+    assert [table_of(file, tokenizer)[0].num_rows for file in files] == [2, 1]
+    assert source_sha256(files[0]) == source_sha256(
+        fetch_dataset("org/name", tmp_path, key="prompts.path", part=Part(split="train"))
+    )
+
+
+@given(st.integers(1, 25), st.integers(0, 5), st.data())
 def test_every_lap_asks_every_prompt_once_and_no_round_asks_one_twice(num_prompts, seed, data):
-    per_round = data.draw(st.integers(1, num_prompts))
-    rounds = [draw(num_prompts, round=r, per_round=per_round, seed=seed) for r in range(1, 4 * num_prompts + 1)]
-    assert all(len(set(rows)) == len(rows) == per_round for rows in rounds)
+    counts = data.draw(st.lists(st.integers(1, num_prompts), min_size=1, max_size=40))
+    rounds = [draw(num_prompts, before=counts[:i], count=count, seed=seed) for i, count in enumerate(counts)]
+    assert [len(set(rows)) for rows in rounds] == counts
     asked = [row for rows in rounds for row in rows]
     for lap in range(len(asked) // num_prompts):
         assert sorted(asked[lap * num_prompts : (lap + 1) * num_prompts]) == list(range(num_prompts))

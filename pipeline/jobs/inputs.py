@@ -1,0 +1,300 @@
+"""Jobs that read what people bring along: tokenizers, prompts, texts, ready pairs, tables of other runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.artifacts import Entry, StageFolder
+from pipeline.config import PairsConfig
+from pipeline.pair_files import pair_rows
+from pipeline.prompt_files import Part, read_rows
+from pipeline.prompts import Form, HeldOut, count_changed, distinct, draw, prompt_rows
+from stages.contracts import CANDIDATES, PAIRS, PROMPTS, TEXTS
+from stages.errors import InputError
+from stages.seeds import row_id
+from stages.tokenizers import load_tokenizer
+from stages.weights import file_sha256
+
+
+@dataclass(frozen=True, slots=True)
+class CheckTokenizers:
+    """Load every tokenizer of a run before anything costs time: (folder, pad token, config key) each."""
+
+    policy: tuple[Path, str | None, str]
+    rewards: Sequence[tuple[Path, str | None, str]]
+
+    def __call__(self, _state: None) -> None:
+        for folder, pad_token, key in (self.policy, *self.rewards):
+            load_tokenizer(folder, pad_token=pad_token, key=key, answers=key == self.policy[2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparePrompts:
+    """A source of prompts as one table: read, rendered, tokenised, equal rows merged.
+
+    Attributes:
+        held_out: keep one side of a held-out share; None keeps all.
+        exclude: prompts whose text is left out, because they are evaluated on.
+        limit: keep this many, drawn by `seed`; None keeps all in the source's order.
+    """
+
+    source: Path
+    key: str
+    tokenizer: Path
+    pad_token: str | None
+    part: Part
+    form: Form
+    out: StageFolder
+    seed: int
+    held_out: HeldOut | None
+    exclude: StageFolder | None
+    limit: int | None
+
+    def __call__(self, _state: None) -> list[Entry]:
+        tokenizer = load_tokenizer(self.tokenizer, pad_token=self.pad_token, key="policy.path")
+        rows = read_rows(self.source, key=self.key, part=self.part)
+        everything, merged = distinct(prompt_rows(rows, tokenizer, form=self.form))
+        table = everything
+        if self.held_out is not None:
+            kept = [self.held_out.keeps(prompt) for prompt in table["prompt"].to_pylist()]
+            table = table.filter(pa.array(kept, pa.bool_()))
+        num_evaluated = table.num_rows
+        if self.exclude is not None:
+            evaluated = pa.concat_tables(self.exclude.read_all())["prompt"]
+            table = table.filter(pc.invert(pc.is_in(table["prompt"], evaluated)))
+        num_evaluated -= table.num_rows
+        if not table.num_rows:
+            raise InputError(
+                f"{self.key}: {self.source}",
+                wanted="at least one prompt",
+                got=f"{everything.num_rows} rows, none of which is left" if everything.num_rows else "no row",
+                fix="check evaluate.path and evaluate.holdout: what is evaluated on is not trained on"
+                if everything.num_rows
+                else "check the file's content",
+            )
+        if self.limit is not None:
+            order = draw(table.num_rows, count=min(self.limit, table.num_rows), seed=self.seed)
+            table = table.take(order)
+        stats = {"merged": merged, "evaluated": num_evaluated, "changed": count_changed(table, tokenizer)}
+        return [self.out.publish(0, table, stats=stats)]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawPrompts:
+    """A round's prompts from the pool, cut into shards."""
+
+    pool: StageFolder
+    out: StageFolder
+    round: int
+    before: tuple[int, ...]
+    count: int
+    shard_size: int
+    seed: int
+
+    def __call__(self, _state: None) -> list[Entry]:
+        pool = self.pool.read(0)
+        table = pool.take(draw(pool.num_rows, before=self.before, count=self.count, seed=self.seed))
+        return _publish_shards(self.out, table, self.round, self.shard_size, [self.pool.entry(0)])
+
+
+@dataclass(frozen=True, slots=True)
+class AllPrompts:
+    """Every prompt of a pool, in order, cut into shards."""
+
+    pool: StageFolder
+    out: StageFolder
+    shard_size: int
+
+    def __call__(self, _state: None) -> list[Entry]:
+        return _publish_shards(self.out, self.pool.read(0), 0, self.shard_size, [self.pool.entry(0)])
+
+
+def _publish_shards(out: StageFolder, table: pa.Table, round: int, size: int, parents: Sequence[Entry]) -> list[Entry]:
+    column = table.schema.get_field_index("round")
+    table = table.set_column(column, table.schema.field(column), pa.array([round] * table.num_rows, pa.int32()))
+    return [
+        out.publish(shard, table.slice(start, size), parents=parents)
+        for shard, start in enumerate(range(0, table.num_rows, size))
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareTexts:
+    """Texts to watch as one table: read, drawn by `seed`, tokenised, cut."""
+
+    source: Path
+    key: str
+    tokenizer: Path
+    pad_token: str | None
+    part: Part
+    column: str
+    max_length: int | None
+    num_texts: int
+    seed: int
+    out: StageFolder
+
+    def __call__(self, _state: None) -> list[Entry]:
+        tokenizer = load_tokenizer(self.tokenizer, pad_token=self.pad_token, key="policy.path")
+        context = self.max_length or model_context(self.tokenizer)
+        texts: dict[str, str] = {}
+        for where, row in read_rows(self.source, key=self.key, part=self.part):
+            text = row.get(self.column)
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(
+                    where,
+                    wanted=f"text in column {self.column!r}",
+                    got=f"the columns {', '.join(row) or 'none'}" if self.column not in row else repr(text)[:120],
+                    fix="--set evaluate.texts.column=NAME, or mend the row",
+                )
+            texts.setdefault(row_id("text", text), text)
+        keys = sorted(texts, key=lambda key: row_id(self.seed, key))[: self.num_texts]
+        rows = [
+            {
+                "text_id": key,
+                "round": 0,
+                "text": texts[key],
+                "token_ids": tokenizer(texts[key]).input_ids[:context],
+            }
+            for key in keys
+        ]
+        rows = [row for row in rows if len(row["token_ids"]) > 1]
+        if not rows:
+            raise InputError(
+                f"{self.key}: {self.source}", wanted="texts of two tokens or more", got="none", fix="check the file"
+            )
+        return [self.out.publish(0, TEXTS.table(rows))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparePairs:
+    """Ready pairs as one table: read, rendered, tokenised, equal rows merged, those too long for the model left out."""
+
+    source: Path
+    key: str
+    tokenizer: Path
+    pad_token: str | None
+    part: Part
+    config: PairsConfig
+    out: StageFolder
+    round: int
+
+    def __call__(self, _state: None) -> list[Entry]:
+        tokenizer = load_tokenizer(self.tokenizer, pad_token=self.pad_token, key="policy.path")
+        room = self.config.max_length or model_context(self.tokenizer)
+        rows: dict[str, dict[str, object]] = {}
+        num_read = num_long = num_made = 0
+
+        def counted() -> Iterator[tuple[str, dict[str, object]]]:
+            nonlocal num_read
+            for place in read_rows(self.source, key=self.key, part=self.part):
+                num_read += 1
+                yield place
+
+        config = self.config
+        form = Form(config.columns, config.system, config.to_chat, config.chat_template_kwargs)
+        made = pair_rows(counted(), tokenizer, form=form, round=self.round)
+        for row in made:
+            num_made += 1
+            longest = max(len(row["chosen_token_ids"]), len(row["rejected_token_ids"]))
+            if len(row["prompt_token_ids"]) + longest > room:
+                num_long += 1
+            else:
+                rows.setdefault(str(row["pair_id"]), row)
+        if not rows:
+            raise InputError(
+                f"{self.key}: {self.source}",
+                wanted=f"at least one pair of at most {room} tokens",
+                got=f"{num_read} rows, {num_long} of them longer, {num_read - num_made} of two equal answers",
+                fix="a model with a longer context, or shorter rows",
+            )
+        stats = {
+            "read": num_read,
+            "equal": num_read - num_made,
+            "long": num_long,
+            "merged": num_made - num_long - len(rows),
+        }
+        return [self.out.publish(0, PAIRS.table(rows.values()), stats=stats)]
+
+
+def model_context(folder: Path) -> int:
+    """The most tokens a model's context holds, from its config; a large number where that does not say."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptTables:
+    """Tables made elsewhere, checked against their contracts and cut into shards by prompt.
+
+    Attributes:
+        files: Parquet files by the contract's name.
+        out: where the shards go, a folder for each; prompts, if given, first.
+        shard_size: prompts behind a shard.
+    """
+
+    files: Mapping[str, Sequence[Path]]
+    out: Sequence[StageFolder]
+    shard_size: int
+
+    def hashes(self, _state: None) -> dict[str, list[str]]:
+        """What the files are."""
+        return {name: [file_sha256(file) for file in files] for name, files in self.files.items()}
+
+    def count(self, _state: None) -> int:
+        """How many shards there will be."""
+        if self.out[0].contract is not PROMPTS:
+            return 1
+        rows = sum(pq.read_metadata(file).num_rows for file in self.files[PROMPTS.name])
+        return max(1, math.ceil(rows / self.shard_size))
+
+    def __call__(self, _state: None) -> list[Entry]:
+        tables = [self._table(folder) for folder in self.out]
+        if self.out[0].contract is not PROMPTS:
+            return [self.out[0].publish(0, tables[0])]
+        prompts, entries = tables[0], []
+        for folder, table in zip(self.out[1:], tables[1:], strict=True):
+            self._refuse_strangers(folder, table, prompts)
+        for shard, start in enumerate(range(0, prompts.num_rows, self.shard_size)):
+            mine = prompts.slice(start, self.shard_size)
+            parts = [mine, *(t.filter(pc.is_in(t["prompt_id"], mine["prompt_id"])) for t in tables[1:])]
+            for folder, part in zip(self.out, parts, strict=True):
+                drops = _without_candidates(mine, part) if folder.contract is CANDIDATES else []
+                entries.append(folder.publish(shard, part, drops=drops))
+        return entries
+
+    def _table(self, folder: StageFolder) -> pa.Table:
+        contract = folder.contract
+        try:
+            parts = [contract.check(pq.read_table(file), where=str(file)) for file in self.files[contract.name]]
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(
+                str(self.files[contract.name][0]), wanted="Parquet", got=str(error), fix="write the file again"
+            ) from None
+        return pa.concat_tables([part.select(contract.schema.names).cast(contract.schema) for part in parts])
+
+    def _refuse_strangers(self, folder: StageFolder, table: pa.Table, prompts: pa.Table) -> None:
+        strangers = table.filter(pc.invert(pc.is_in(table["prompt_id"], prompts["prompt_id"])))
+        if strangers.num_rows:
+            raise InputError(
+                str(self.files[folder.contract.name][0]),
+                wanted="rows that belong to the given prompts",
+                got=f"{strangers.num_rows:,} that do not, prompt_id {strangers['prompt_id'][0]} among them",
+                fix="give the prompts that these rows were made from",
+            )
+
+
+def _without_candidates(prompts: pa.Table, candidates: pa.Table) -> list[dict[str, str]]:
+    silent = prompts.filter(pc.invert(pc.is_in(prompts["prompt_id"], candidates["prompt_id"])))
+    return [
+        {"prompt_id": prompt_id, "fate": "engine_error", "detail": "the given table has no candidate for it"}
+        for prompt_id in silent["prompt_id"].to_pylist()
+    ]

@@ -1,0 +1,214 @@
+"""Which curves the page shows, and what each says in plain words: by round from reports, by step from metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.console import share
+from pipeline.page.charts import Chart, Series
+from pipeline.reading import round_settings
+from stages.errors import InputError
+
+_HOLDOUT_UNIT = "mean over held-out prompts; a reward that training never sees"
+_NO_PREFERENCE = (math.log(2), "ln 2: no preference")
+_MAX_POINTS = 160  # a curve; more steps are averaged in groups
+
+Report = Mapping[str, Any]
+Step = dict[str, float | None]
+
+
+# ---- by round -------------------------------------------------------------------------------------------------------
+
+
+def round_curves(reports: Sequence[Report]) -> list[Chart]:
+    """How good the policy was after each round, on held-out prompts; none where nothing was evaluated."""
+    evaluated = [report for report in reports if report.get("evaluate")]
+    figures = [report["evaluate"] for report in evaluated]
+    holdout = sorted({name for found in figures for name in found.get("holdout", {})})
+    x = [float(report["round"]) for report in evaluated]
+
+    def values(name: str) -> list[float | None]:
+        return [finite(found.get(name)) for found in figures]
+
+    def curve(title: str, unit: str, series: Series, **more: Any) -> Chart:
+        return Chart(title, unit, x, "round (0: before the first)", [series], **more)
+
+    charts = [
+        curve(
+            "Reward",
+            "mean over held-out prompts; bars: ± 1 standard error",
+            Series("reward", values("reward"), values("reward_se")),
+        ),
+        curve(
+            "Win rate",
+            "share of held-out prompts answered with a higher reward than the first policy's, ties half",
+            Series("win rate", values("win_rate")),
+            baseline=(0.5, "no better"),
+            percent=True,
+        ),
+        *[curve(name, _HOLDOUT_UNIT, Series(name, [_holdout(found, name) for found in figures])) for name in holdout],
+        curve(
+            "Distance from the first policy",
+            "KL divergence, nats an answer",
+            Series("kl", values("kl")),
+            note="How far the policy has moved. A reward that rises only as this grows fast may be gamed.",
+        ),
+        curve(
+            "Given texts",
+            "mean negative log-likelihood, nats a token",
+            Series("texts_nll", values("texts_nll")),
+            note="How well the policy still explains texts that it did not write; a rise means that it forgets them.",
+        ),
+    ]
+    return [chart for chart in charts if not chart.is_empty()]
+
+
+def _holdout(figures: Report, name: str) -> float | None:
+    return finite(figures.get("holdout", {}).get(name))
+
+
+# ---- by step --------------------------------------------------------------------------------------------------------
+
+
+def read_steps(file: Path) -> list[Step]:
+    """The metrics of a round's optimizer steps; none where there is no such file.
+
+    Raises:
+        InputError: for a line that is no JSON object.
+    """
+    if not file.exists():
+        return []
+    steps = []
+    for place, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            found = json.loads(line)
+            steps.append({name: finite(value) for name, value in found.items()})
+        except (ValueError, AttributeError):
+            raise InputError(
+                f"{file} line {place}", wanted="a step's metrics as JSON", got=line[:80], fix="restore the file"
+            ) from None
+    return steps
+
+
+def finite(value: Any) -> float | None:
+    """A number, or None for anything that cannot be drawn."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def step_curves(steps: Mapping[int, Sequence[Step]], settings: Mapping[str, Any]) -> list[Chart]:
+    """What happened in training: loss, log-ratios, the gate and accuracy over all rounds' optimizer steps."""
+    steps = {round: found for round, found in steps.items() if found}
+    if not steps:
+        return []
+    size = -(-sum(map(len, steps.values())) // _MAX_POINTS)
+    x, points, marks = _points(steps, size)
+    averaged = f"; each point is the mean of up to {size} steps" if size > 1 else ""
+    scales = [_per_nat(settings, round) for round, _ in points]
+
+    def values(name: str) -> list[float | None]:
+        return [step.get(name) for _, step in points]
+
+    def log_ratios(name: str) -> list[float | None]:
+        return [
+            None if value is None or scale is None else value * scale
+            for value, scale in zip(values(name), scales, strict=True)
+        ]
+
+    def curve(title: str, unit: str, *series: Series, **more: Any) -> Chart:
+        return Chart(title, unit + averaged, x, "step", list(series), marks=marks, **more)
+
+    charts = [
+        curve(
+            "Log-ratios",
+            "log of policy / reference, nats an answer, mean over the step's pairs",
+            Series("chosen", log_ratios("rewards/chosen")),
+            Series("rejected", log_ratios("rewards/rejected")),
+            baseline=(0.0, "as the reference"),
+            note=_about_log_ratios(steps, settings),
+        ),
+        curve(
+            "Rejected answers above their reference",
+            "share of the step's pairs",
+            Series("above", values("rejected_active")),
+            percent=True,
+            note=_about_the_gate(steps, settings),
+        ),
+        curve("Loss", "mean over the step's pairs", Series("loss", values("loss")), baseline=_NO_PREFERENCE),
+        curve(
+            "Pairs in the right order",
+            "share of the step's pairs whose chosen answer has the higher log-ratio",
+            Series("in order", values("rewards/accuracies")),
+            percent=True,
+        ),
+    ]
+    return [chart for chart in charts if not chart.is_empty()]
+
+
+def _points(
+    steps: Mapping[int, Sequence[Step]], size: int
+) -> tuple[list[float], list[tuple[int, Step]], list[tuple[float, str]]]:
+    """Where each point stands, the point with its round, and where rounds begin; `size` steps make a point."""
+    x, points, marks, before = [], [], [], 0
+    for round, found in sorted(steps.items()):
+        marks.append((float(before + 1), f"round {round}"))
+        for start, group in _groups(found, size):
+            x.append(float(before + start + 1))
+            points.append((round, group))
+        before += len(found)
+    return x, points, marks
+
+
+def _groups(steps: Sequence[Step], size: int) -> Iterator[tuple[int, Step]]:
+    """Means over `size` steps each, with the number of steps before; the last group may be smaller."""
+    for start in range(0, len(steps), size):
+        group = steps[start : start + size]
+        names = {name for step in group for name in step}
+        yield start, {name: _mean([step.get(name) for step in group]) for name in names}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _per_nat(settings: Mapping[str, Any], round: int) -> float | None:
+    """Nats of log-ratio in one unit of a `rewards/…` metric, which is beta times the log-ratio."""
+    beta = round_settings(settings, round).get("update", {}).get("beta")
+    return 1 / beta if beta else None
+
+
+def _about_log_ratios(steps: Mapping[int, Sequence[Step]], settings: Mapping[str, Any]) -> str:
+    told = (
+        "How much likelier an answer has become than under its round's reference: 0 is as likely, +0.69 twice as "
+        "likely, -0.69 half as likely."
+    )
+    last, scale = max(steps), _per_nat(settings, max(steps))
+    end = steps[last][-1]
+    chosen, rejected = end.get("rewards/chosen"), end.get("rewards/rejected")
+    if scale is None or chosen is None or rejected is None:
+        return told
+    told += (
+        f" In the last step of round {last} the chosen answers stood at {chosen * scale:+.2f} and the rejected ones "
+        f"at {rejected * scale:+.2f}."
+    )
+    if chosen < 0 and rejected < 0:
+        told += " Both have become less likely: the probability went to other answers."
+    return told
+
+
+def _about_the_gate(steps: Mapping[int, Sequence[Step]], settings: Mapping[str, Any]) -> str:
+    known = [value for found in steps.values() for step in found if (value := step.get("rejected_active")) is not None]
+    if not known:
+        return ""
+    here = f" On average over all steps it was {share(sum(known), len(known))}, in the last one {share(known[-1], 1)}."
+    if round_settings(settings, max(steps)).get("update", {}).get("loss_type") != "minor_dpo":
+        return "A rejected answer above its reference has become likelier than the reference finds it." + here
+    return (
+        "Only these are still pushed down: MinorDPO leaves a rejected answer alone once the policy likes it no better "
+        "than the reference does, and learns from the chosen answer alone. Near 0% the update works by the chosen "
+        "answers; a share that stays high says that rejected answers rise along with them." + here
+    )

@@ -1,0 +1,207 @@
+"""What the page says in words and tables: what was run, what came of it, each round's figures, the prompts' fates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import yaml
+
+from pipeline.console import share
+from pipeline.page.charts import number
+from pipeline.page.curves import finite
+from pipeline.reading import num_rounds, own_settings
+from stages.vocab import FATE_MEANINGS, Fate
+
+Report = Mapping[str, Any]
+
+
+# ---- what was run ---------------------------------------------------------------------------------------------------
+
+
+def facts(settings: Mapping[str, Any], num_settled: int) -> list[tuple[str, str]]:
+    """The settings that a reader asks for first; none before the config is written."""
+    if not settings:
+        return []
+    policy, prompts, sample, update = (settings.get(key) or {} for key in ("policy", "prompts", "sample", "update"))
+    rewards, evaluate = settings.get("score", {}).get("rewards", []), settings.get("evaluate")
+    asked = num_rounds(settings)
+    told = [
+        ("policy", f"{policy.get('path')} in {policy.get('dtype')}"),
+        ("loss_type", str(update.get("loss_type"))),
+        ("beta", str(update.get("beta"))),
+        ("learning_rate", str(update.get("learning_rate"))),
+        ("reference", str(settings.get("reference"))),
+        ("rounds", f"{num_settled} settled of {asked}" if asked != num_settled else str(asked)),
+        ("prompts", f"{prompts.get('path')}, {prompts.get('per_round'):,} a round"),
+        ("candidates", f"{sample.get('num_generations')} a prompt, temperature {sample.get('temperature')}"),
+        ("rewards", ", ".join(map(_reward, rewards))),
+        ("evaluated on", _evaluated_on(evaluate)),
+        ("seed", str(settings.get("run", {}).get("seed"))),
+    ]
+    for round in range(1, (asked or 0) + 1):
+        if own := own_settings(settings, round):
+            told.append((f"only round {round}", yaml.safe_dump(own, default_flow_style=True, width=10**6).strip()))
+    return told
+
+
+def _reward(reward: Mapping[str, Any]) -> str:
+    source = str(reward.get("target") or reward.get("path")).rpartition(":")[2]
+    name = reward.get("name") or source.rstrip("/").rpartition("/")[2]
+    return f"{name} ({reward.get('role')})"
+
+
+def _evaluated_on(evaluate: Mapping[str, Any] | None) -> str:
+    if not evaluate:
+        return "nothing"
+    source = evaluate.get("path") or f"a share of {evaluate.get('holdout')} of the prompts"
+    return f"{source}, at most {evaluate.get('num_prompts'):,} prompts"
+
+
+# ---- what came of it ------------------------------------------------------------------------------------------------
+
+
+def headline(reports: Sequence[Report], result_round: int | None) -> str:
+    """The result in one sentence; `result_round` made the policy that the run stands behind."""
+    evaluated = {r["round"]: r["evaluate"] for r in reports if finite(r.get("evaluate", {}).get("reward")) is not None}
+    num_pairs = sum(report.get("pairs", {}).get("num_pairs", 0) for report in reports)
+    last = result_round if result_round in evaluated else max(evaluated, default=None)
+    if last is None or 0 not in evaluated:
+        trained = max((report["round"] for report in reports), default=0)
+        if not trained:
+            return "No round is settled yet."
+        rounds = "One round" if trained == 1 else f"{trained} rounds"
+        return f"{rounds} on {num_pairs:,} pairs; nothing was evaluated, so whether the policy got better is not known."
+    before, after = evaluated[0], evaluated[last]
+    if not last:
+        return f"No round is settled yet; before the first, the reward is {number(before['reward'])} {_over(before)}."
+    told = f"{_change('Reward', before, after)} {_over(after)}"
+    if (rate := finite(after.get("win_rate"))) is not None:
+        told += f"; win rate against the first policy {share(rate, 1)}"
+    for name, value in after.get("holdout", {}).items():
+        if (first := finite(before.get("holdout", {}).get(name))) is not None and finite(value) is not None:
+            told += f"; {name}, which training never sees, {_went(first, value)}"
+    return told + "."
+
+
+def warnings(reports: Sequence[Report]) -> list[str]:
+    """What a reader should look at before trusting the reward."""
+    evaluated = [
+        report["evaluate"] for report in reports if finite(report.get("evaluate", {}).get("reward")) is not None
+    ]
+    if len(evaluated) < 2 or not evaluated[-1]["reward"] > evaluated[0]["reward"]:
+        return []
+    first, last = (found.get("holdout", {}) for found in (evaluated[0], evaluated[-1]))
+    return [
+        f"The reward rose while {name}, which training never sees, fell from {first[name]:.3f} to {last[name]:.3f}: "
+        "the reward may be gamed. Read the rows below."
+        for name in sorted(first.keys() & last.keys())
+        if last[name] < first[name]
+    ]
+
+
+def _change(what: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Rose, fell, or neither by more than two standard errors of the difference, taking the two as independent."""
+    noise = 2 * math.hypot(before.get("reward_se") or 0, after.get("reward_se") or 0)
+    difference = after["reward"] - before["reward"]
+    word = "hardly moved, within its noise," if abs(difference) <= noise else "rose" if difference > 0 else "fell"
+    return f"{what} {word} from {number(before['reward'])} to {number(after['reward'])}"
+
+
+def _went(first: float, last: float) -> str:
+    before, after = f"{first:.3f}", f"{last:.3f}"
+    return f"stayed at {after}" if before == after else f"went from {before} to {after}"
+
+
+def _over(figures: Mapping[str, Any]) -> str:
+    return f"on {figures.get('num_prompts', 0):,} held-out prompts"
+
+
+# ---- by round -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTable:
+    """The rounds' figures as texts; the first column names the round, the last says what was decided."""
+
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def round_table(reports: Sequence[Report]) -> RoundTable:
+    """One row a round; columns that no round has are left out."""
+    holdout = sorted({name for report in reports for name in report.get("evaluate", {}).get("holdout", {})})
+    columns = {
+        "": [_round_name(report["round"]) for report in reports],
+        "reward": [_with_error(report.get("evaluate", {})) for report in reports],
+        "win rate": [_percent(report.get("evaluate", {}).get("win_rate")) for report in reports],
+        **{
+            name: [_figure(report.get("evaluate", {}).get("holdout", {}).get(name)) for report in reports]
+            for name in holdout
+        },
+        "KL, nats": [_figure(report.get("evaluate", {}).get("kl")) for report in reports],
+        "given texts, nats a token": [_figure(report.get("evaluate", {}).get("texts_nll")) for report in reports],
+        "pairs": [_count(report.get("pairs", {}).get("num_pairs")) for report in reports],
+        "mean margin": [_figure(report.get("pairs", {}).get("margin_mean")) for report in reports],
+        "steps": [_count(report.get("update", {}).get("num_steps")) for report in reports],
+        "last loss": [_figure(report.get("update", {}).get("last", {}).get("loss")) for report in reports],
+        "rejected above reference, last step": [
+            _percent(report.get("update", {}).get("last", {}).get("rejected_active")) for report in reports
+        ],
+        "decision": [str(report.get("decision", "")) for report in reports],
+    }
+    kept = {name: cells for name, cells in columns.items() if any(cells)}
+    return RoundTable(list(kept), [list(row) for row in zip(*kept.values(), strict=True)])
+
+
+def _round_name(round: int) -> str:
+    return f"after round {round}" if round else "before"
+
+
+def _with_error(evaluate: Mapping[str, Any]) -> str:
+    reward, error = finite(evaluate.get("reward")), finite(evaluate.get("reward_se"))
+    return "" if reward is None else number(reward) + (f" ± {number(error)}" if error is not None else "")
+
+
+def _figure(value: Any) -> str:
+    return "" if finite(value) is None else f"{value:.3f}"
+
+
+def _percent(value: Any) -> str:
+    return "" if finite(value) is None else share(value, 1)
+
+
+def _count(value: Any) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+# ---- fates ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fates:
+    """How many prompts had which fate: by fate, its meaning and its counts in `rounds`, and each round's total."""
+
+    rounds: list[int]
+    rows: list[tuple[str, str, list[int]]]
+    totals: list[int]
+
+
+def fates(reports: Sequence[Report]) -> Fates:
+    """The fates that occurred, ``paired`` first."""
+    counted = [
+        (report["round"], report["pairs"]["fates"]) for report in reports if report.get("pairs", {}).get("fates")
+    ]
+    known = ("paired", *(fate for fate in get_args(Fate) if fate != "paired"))
+    others = sorted({fate for _, found in counted for fate in found} - set(known))
+    table = [
+        (fate, FATE_MEANINGS.get(fate, ""), [int(found.get(fate, 0)) for _, found in counted])
+        for fate in (*known, *others)
+    ]
+    return Fates(
+        [round for round, _ in counted],
+        [row for row in table if any(row[2])],
+        [sum(map(int, found.values())) for _, found in counted],
+    )

@@ -1,0 +1,105 @@
+"""A run as its folder tells it, without Ray or a model: its rounds, its config, and rows of its tables by filter.
+
+Only what is published counts. Files that a person has removed since are passed over, so that a run whose large tables
+are gone can still be looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import yaml
+
+from stages.errors import InputError
+
+FILE = "__filename"
+"""A column that `rows` can give besides the table's own: the path of the part in which the row lies."""
+
+
+def round_folders(folder: Path) -> dict[int, Path]:
+    """The folder of each round by its number, 0 for the evaluation before the first.
+
+    Raises:
+        InputError: if the folder holds no run.
+    """
+    found = sorted(path for path in folder.glob("round-*") if path.name.removeprefix("round-").isdigit())
+    if not found:
+        raise InputError(
+            str(folder),
+            wanted="the folder of a run",
+            got="no round in it" if folder.is_dir() else "no such folder",
+            fix="runs lie in runs/NAME by default",
+        )
+    return {int(path.name.removeprefix("round-")): path for path in found}
+
+
+def run_settings(folder: Path) -> dict[str, Any]:
+    """The config of a run as plain values; empty until the run's first round is settled.
+
+    Raises:
+        InputError: if it is no YAML.
+    """
+    file = folder / "config.yaml"
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8")) or {} if file.exists() else {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(
+            str(file), wanted="readable YAML", got=" ".join(str(error).split()), fix="restore the file"
+        ) from None
+
+
+def own_settings(settings: Mapping[str, Any], round: int) -> dict[str, Any]:
+    """What a round overrides, where the config lists its rounds."""
+    rounds = settings.get("rounds")
+    return (rounds[round - 1] or {}) if isinstance(rounds, list) and 0 < round <= len(rounds) else {}
+
+
+def round_settings(settings: Mapping[str, Any], round: int) -> dict[str, Any]:
+    """The config with the round's own overrides in it."""
+    return _merged(settings, own_settings(settings, round))
+
+
+def num_rounds(settings: Mapping[str, Any]) -> int | None:
+    """How many rounds the config asks for; None where there is no config yet."""
+    rounds = settings.get("rounds")
+    return len(rounds) if isinstance(rounds, list) else rounds
+
+
+def published_files(stage: Path) -> list[Path]:
+    """The published parts of a stage's folder that are still there, in order."""
+    files = (stage / f"{entry.stem}.parquet" for entry in sorted((stage / "_shards").glob("part-*.json")))
+    return [file for file in files if file.exists()]
+
+
+def rows(
+    files: Sequence[Path], *, where: ds.Expression | None = None, columns: Iterable[str] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of some parts that `where` lets through, in order.
+
+    Raises:
+        InputError: if a part cannot be read, or has no such column.
+    """
+    if not files:
+        return []
+    try:
+        table = ds.dataset(list(map(str, files))).to_table(filter=where, columns=list(columns) if columns else None)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            str(files[0].parent),
+            wanted="parts that can be read, as they were published",
+            got=str(error).splitlines()[0],
+            fix="restore the file, or run the config again, which names the damaged part",
+        ) from None
+    return table.to_pylist()
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,132 @@
+"""Stages by themselves: one stage of a config on tables of the contracts, into a folder of the user's choice.
+
+Tables may be a stage's folder of a run, or any Parquet files that keep the contract. What is published stays, and the
+same command carries on, as in a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.artifacts import StageFolder
+from pipeline.config import Config
+from pipeline.config_file import load_config
+from pipeline.console import Console
+from pipeline.run_folder import only_run
+from pipeline.start import opened
+from stages.contracts import CANDIDATES, PAIRS, PROMPTS, SCORED, Contract
+from stages.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from pipeline.round import Round
+    from pipeline.workshop import Workshop
+
+
+def sample_alone(config_file: Path, overrides: Sequence[str], out: Path, *, prompts: Path | None) -> None:
+    """Candidates of the config's policy for every prompt: those of the config, or of a table of `PROMPTS`."""
+    with _bench(config_file, overrides, out, needs=("policy",) if prompts else ("policy", "prompts")) as shop:
+        rnd = _round(shop)
+        asked = _prompts_of_config(shop) if prompts is None else _adopted(shop, {PROMPTS: prompts})[0]
+        candidates = rnd.sample(asked, rnd.start)
+        shop.console.text(f"\ncandidates   {candidates.path}\nprompts      {asked.path}")
+
+
+def score_alone(config_file: Path, overrides: Sequence[str], out: Path, *, prompts: Path, candidates: Path) -> None:
+    """The candidates' rewards."""
+    with _bench(config_file, overrides, out, needs=("rewards",)) as shop:
+        scored = _round(shop).score(*_adopted(shop, {PROMPTS: prompts, CANDIDATES: candidates}))
+        shop.console.text(f"\nscored   {scored.path}")
+
+
+def pair_alone(
+    config_file: Path, overrides: Sequence[str], out: Path, *, prompts: Path, candidates: Path, scored: Path
+) -> None:
+    """Chosen and rejected answers out of scored candidates, and every prompt's fate."""
+    with _bench(config_file, overrides, out, needs=()) as shop:
+        tables = _adopted(shop, {PROMPTS: prompts, CANDIDATES: candidates, SCORED: scored})
+        pairs = _round(shop).pair(*tables)
+        shop.console.text(f"\npairs   {pairs.path}\nfates   {out / 'fates'}")
+
+
+def update_alone(config_file: Path, overrides: Sequence[str], out: Path, *, pairs: Path | None) -> None:
+    """The config's policy, updated on pairs: those of the config, or of a table of `PAIRS`."""
+    with _bench(config_file, overrides, out, needs=("policy",) if pairs else ("policy", "pairs")) as shop:
+        if pairs is None and shop.config.pairs is None:
+            raise ConfigError(
+                "pairs",
+                wanted="pairs to train on",
+                got="a config that samples them",
+                fix="--pairs FOLDER, or --set pairs.path=… --set prompts=null",
+            )
+        rnd = _round(shop)
+        data = rnd.ready_pairs() if pairs is None else _adopted(shop, {PAIRS: pairs})[0]
+        result = rnd.update(rnd.start, data, rnd.reference_logps(data, rnd.references))
+        shop.console.text(f"\npolicy   {result.path}   (a Hugging Face folder)\nsteps    {out / 'metrics.jsonl'}")
+
+
+@contextmanager
+def _bench(config_file: Path, overrides: Sequence[str], out: Path, *, needs: Sequence[str]) -> Iterator[Workshop]:
+    config, out = load_config(config_file, overrides), out.absolute()
+    with only_run(out), opened(config, config_file, out, Console(), needs=needs) as shop:
+        yield shop
+
+
+def _round(shop: Workshop) -> Round:
+    from pipeline.round import Round
+
+    found = shop.sources.found_policy
+    return Round(shop, 1, found, (found,) if found else (), folder=shop.folder)  # type: ignore[arg-type]
+
+
+def _prompts_of_config(shop: Workshop) -> StageFolder:
+    from pipeline.pools import read_prompts
+    from pipeline.round import Round
+
+    source, pool = shop.sources.of(1).prompts, StageFolder(shop.folder / "pool", PROMPTS)
+    assert source is not None
+    read_prompts(shop, pool, source, shop.config.for_round(1).prompts)
+    return Round(shop, 1, shop.sources.policy, (), pool=pool, folder=shop.folder, every_prompt=True).draw_prompts()
+
+
+def _adopted(shop: Workshop, given: Mapping[Contract, Path]) -> list[StageFolder]:
+    """Tables as stages read them: a run's own folders as they are, anything else cut into shards by prompt.
+
+    Raises:
+        InputError: if there is no table at a path, or rows belong to no prompt.
+        ContractError: if a table does not keep its contract.
+    """
+    from pipeline.jobs.inputs import AdoptTables
+
+    published = [StageFolder(path.absolute(), contract) for contract, path in given.items()]
+    counts = {len(folder.entries()) for folder in published}
+    if len(counts) == 1 and counts != {0}:
+        return published
+    files = {contract.name: parquet_files(path) for contract, path in given.items()}
+    out = [StageFolder(shop.folder / "given" / contract.name, contract) for contract in given]
+    config: Config = shop.config.for_round(1)
+    size = config.prompts.shard_size if config.prompts is not None else 64
+    job = AdoptTables(files, out, size)
+    fingerprint = {"files": shop.crew.tasks.run(job.hashes), "shard_size": size}
+    num_shards = shop.crew.tasks.run(job.count)
+    shop.run_stage("tables", out, fingerprint, num_shards, lambda _: [job])
+    return out
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """A Parquet file, or all of a folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise InputError(
+            str(path),
+            wanted="a Parquet file, or a folder of them",
+            got="no such path" if not path.exists() else "none in it",
+            fix="the tables of a run lie in RUN/round-0001/{prompts,candidates,scored,pairs}",
+        )
+    return [file.absolute() for file in files]

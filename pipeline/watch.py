@@ -1,0 +1,80 @@
+"""A folder that gives a run one round for each file of prompts that appears in it.
+
+Files are taken in the order of their times, each once. Which round took which file is kept in ``watched.json`` in the
+run's folder. A file called ``STOP`` ends the run. Write a file elsewhere and rename it into the folder, or give it
+another name until it is whole: names that begin with a dot, and endings that no reader knows, are left alone.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import read_json, write_json
+from pipeline.prompt_files import SUFFIXES
+from stages.errors import InputError
+
+STOP = "STOP"
+_POLL_S = 0.5
+_SETTLED_S = 1.0  # a file that did not change for this long is whole
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """The run's file that says what became of each file, and the folder to look for more, if any."""
+
+    ledger: Path
+    folder: Path | None = None
+
+    def refuse_missing(self) -> None:
+        """Check that the folder is there.
+
+        Raises:
+            InputError: if it is not.
+        """
+        if self.folder is not None and not self.folder.is_dir():
+            raise InputError(
+                f"--watch {self.folder}", wanted="a folder", got="none of this name", fix=f"mkdir {self.folder}"
+            )
+
+    def file_of(self, round: int) -> Path | None:
+        """The file that a round took."""
+        return next((Path(entry["file"]) for entry in self._entries() if entry["round"] == round), None)
+
+    def take(self, file: Path, *, round: int) -> None:
+        """Note that a round takes a file."""
+        self._note({"file": str(file), "round": round})
+
+    def refuse(self, file: Path, reason: str) -> None:
+        """Note that a file cannot be used; no round has it."""
+        self._note({"file": str(file), "round": None, "reason": reason})
+
+    def next_file(self) -> Path | None:
+        """The next new file, waited for; None at ``STOP``, or where no folder is watched."""
+        while self.folder is not None:
+            if (found := self._oldest_new(self.folder)) is not None:
+                return found
+            if (self.folder / STOP).exists():
+                return None
+            time.sleep(_POLL_S)
+        return None
+
+    def _oldest_new(self, folder: Path) -> Path | None:
+        taken = {entry["file"] for entry in self._entries()}
+        found = []
+        for file in folder.iterdir():
+            if file.suffix not in SUFFIXES or file.name.startswith(".") or str(file) in taken:
+                continue
+            changed = file.stat().st_mtime
+            if time.time() - changed >= _SETTLED_S:
+                found.append((changed, file))
+        return min(found)[1] if found else None
+
+    def _entries(self) -> list[dict[str, Any]]:
+        return read_json(self.ledger)["files"] if self.ledger.exists() else []  # type: ignore[no-any-return]
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        others = [found for found in self._entries() if found["file"] != entry["file"]]
+        write_json(self.ledger, {"files": [*others, entry]})

@@ -1,0 +1,156 @@
+"""What all steps of a run share, and the two steps that rounds and evaluations have in common: sample and score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import figures
+from pipeline.artifacts import Entry, StageFolder
+from pipeline.config import Config
+from pipeline.console import Bar, Console
+from pipeline.crew import Crew
+from pipeline.jobs import answers as jobs
+from pipeline.sources import RewardSource, Sources
+from pipeline.stage import Done, Mapper, Stage, run_stage
+from stages.contracts import CANDIDATES, SCORED
+from stages.errors import StageError
+from stages.protocols import Weights
+from stages.sample.config import SampleConfig
+from stages.sample.stage import Draw
+from stages.score.combine import Moments, Term
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """A run's config, what it names, who works on it, and where it lies and is told."""
+
+    config: Config
+    sources: Sources
+    crew: Crew
+    console: Console
+    folder: Path
+
+    def run_stage(
+        self,
+        name: str,
+        outputs: Sequence[StageFolder],
+        fingerprint: Mapping[str, Any],
+        num_shards: int,
+        jobs: Callable[[list[int]], Sequence[Callable[..., Any]]],
+        workers: Callable[[Bar], Mapper] | None = None,
+    ) -> Done:
+        """See `run_stage`; stateless tasks do it where no `workers` are named."""
+        stage = Stage(name, outputs, fingerprint, num_shards, jobs, workers or (lambda _: self.crew.tasks))
+        return run_stage(stage, self.console)
+
+    # ---- sample -----------------------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        folder: Path,
+        prompts: StageFolder,
+        weights: Weights,
+        config: Config,
+        draw: Draw,
+        *,
+        how: SampleConfig | None = None,
+    ) -> tuple[StageFolder, Done]:
+        """Candidates of a policy, in ``folder/candidates``; sampled as `how` says, else as the config does."""
+        out, how = StageFolder(folder / "candidates", CANDIDATES), how or config.sample
+        num_shards = len(prompts.entries())
+        fingerprint = {
+            "prompts": prompts.digest(),
+            "policy": weights.sha256,
+            "dtype": config.policy.dtype,
+            "seed": draw.run_seed,
+            "stream": draw.stream,
+            "sample": how.identity(),
+        }
+        done = self.run_stage(
+            "sample",
+            [out],
+            fingerprint,
+            num_shards,
+            lambda missing: [jobs.SampleShard(i, prompts, out, weights, how, draw) for i in missing],
+            lambda _: self.crew.samplers(config),
+        )
+        return out, done
+
+    # ---- score ------------------------------------------------------------------------------------------------------
+
+    def score(
+        self,
+        folder: Path,
+        prompts: StageFolder,
+        candidates: StageFolder,
+        config: Config,
+        rewards: Sequence[RewardSource],
+        *,
+        round: int,
+        scaled_by: Path | None = None,
+    ) -> tuple[StageFolder, Done]:
+        """The candidates' rewards, in ``folder/scored``.
+
+        Standardised rewards take two passes: as they are into ``folder/unscaled``, then less the mean and by the
+        deviation over all of `folder`'s answers, or over those of the folder `scaled_by`.
+
+        Raises:
+            StageError: if too many answers have no finite reward.
+        """
+        standardised = [source.name for source in rewards if source.config.scale == "zscore"]
+        num_shards = len(prompts.entries())
+        first = StageFolder(folder / ("unscaled" if standardised else "scored"), SCORED)
+        done = self.run_stage(
+            "score",
+            [first],
+            {"candidates": candidates.digest(), "rewards": [source.identity() for source in rewards]},
+            num_shards,
+            lambda missing: [jobs.ScoreShard(i, prompts, candidates, first, round) for i in missing],
+            lambda _: self.crew.scorers(config, rewards),
+        )
+        self._refuse_missing_rewards(done.entries, first, config, round)
+        if not standardised:
+            return first, done
+        basis = StageFolder(scaled_by / "unscaled", SCORED) if scaled_by is not None else first
+        out, terms = StageFolder(folder / "scored", SCORED), scaled_terms(rewards, basis.entries())
+        scaled = self.run_stage(
+            "score",
+            [out],
+            {"unscaled": first.digest(), "terms": [[t.name, t.weight, t.mean, t.deviation] for t in terms]},
+            num_shards,
+            lambda missing: [jobs.SumShard(i, first, out, tuple(terms)) for i in missing],
+        )
+        return out, Done(scaled.entries, done.seconds + scaled.seconds, done.made or scaled.made)
+
+    def _refuse_missing_rewards(self, entries: Sequence[Entry], table: StageFolder, config: Config, round: int) -> None:
+        spread = figures.scored(entries)
+        errors, scored = spread["num_errors"], spread["num_scored"]
+        assert config.score is not None
+        allowed = config.score.max_error_share
+        if errors > allowed * (errors + scored):
+            table.refuse("rewards missing")
+            raise StageError(
+                f"round {round}: score",
+                wanted=f"finite rewards for all but {allowed:.1%} of the answers (score.max_error_share)",
+                got=f"{errors:,} of {errors + scored:,} answers without one",
+                fix="look at the reward on its own: NaN, infinity, None, or answers longer than its context",
+            )
+
+
+def scaled_terms(rewards: Sequence[RewardSource], entries: Sequence[Entry]) -> list[Term]:
+    """The summands of the main rewards, those to standardise by the moments that the parts' entries hold."""
+    terms = []
+    for source in rewards:
+        if source.config.role != "main":
+            continue
+        moments = Moments()
+        if source.config.scale == "zscore":
+            for entry in entries:
+                moments = moments.merged(jobs.moments_of(entry, source.name))
+            terms.append(Term(source.name, source.config.weight, moments.mean, moments.deviation))
+        else:
+            terms.append(Term(source.name, source.config.weight))
+    return terms

@@ -1,0 +1,177 @@
+"""A small run's folder, written through the project's own contracts, pairing and publishing; no model is needed.
+
+Its prompts and answers are what a model might say to break a page or a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from pipeline import figures
+from pipeline.artifacts import StageFolder, close_model, write_json
+from pipeline.config_file import load_config
+from pipeline.evaluate import evaluation_figures
+from pipeline.lineage import Lineage, RoundRecord, describe
+from pipeline.run_folder import write_config
+from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED
+from stages.protocols import Weights
+from stages.sample.stage import Draw, Dropped
+from stages.score.config import PairConfig
+from stages.score.pairing import pair
+from stages.seeds import row_id
+from stages.update.rows import answers_of, pair_rows, reference_table
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "</div></details></body></html><h1>taken over</h1>",
+    "\u202eright to left\u202c \u2066isolated",
+    "\x00 and \x1b[31m red \x1b]0;title\x07 \x9b31m",
+    "'\"><svg/onload=alert(1)> {{ 7 * 7 }} {% raw %}",
+    "tail " + "very long " * 3000 + "end",
+    "tag \U000e0041 characters, z\u0335\u0336a\u0337lgo, family 👨‍👩‍👧, \ufeff",
+]
+NUM_ANSWERS, SHARD_SIZE, NUM_STEPS = 4, 4, 3
+
+
+def write_run(folder: Path, *overrides: str, rounds: int = 2) -> Path:
+    """A finished run of some rounds in ``folder/hostile``."""
+    sets = [f"run.dir={folder}", "run.name=hostile", f"rounds={rounds}", "prompts.per_round=8", *overrides]
+    config = load_config(Path("configs/quickstart.yaml"), sets)
+    run = config.folder()
+    pool, held_out = prompts("train", 8, round=0), prompts("held out", 3, round=0)
+    publish(StageFolder(run / "prompts", PROMPTS), [pool])
+    publish(StageFolder(run / "evaluation" / "prompts", PROMPTS), [held_out])
+    policies = [Weights(run / "first", row_id("weights", 0) * 2, 0)]
+    policies += [Weights(run / f"round-{n:04d}/policy", row_id("weights", n) * 2, n) for n in range(1, rounds + 1)]
+    lineage = Lineage(run / "run.json")
+    for number, policy in enumerate(policies):
+        report = write_round(run, number, policies, pool) if number else {"decision": "first", "reason": "the start"}
+        report["evaluate"] = write_evaluation(run, number, policy, held_out)
+        write_json(run / f"round-{number:04d}" / "report.json", {"round": number} | report)
+        if number:
+            start = policies[number - 1]
+            lineage.settle(RoundRecord(number, start, [start], policy, "promote", "every result is", {}))
+    write_config(config)
+    write_json(run / "final.json", describe(policies[-1], run))
+    return run
+
+
+def write_round(run, number, policies, pool):
+    """Draw, answer, score, pair and update, each published; the round's report but for its evaluation."""
+    folder, start = run / f"round-{number:04d}", policies[number - 1]
+    drawn = PROMPTS.table(row | {"round": number} for row in pool.to_pylist())
+    stages = {c.name: StageFolder(folder / c.name, c) for c in (PROMPTS, CANDIDATES, SCORED, PAIRS, FATES)}
+    refs = StageFolder(folder / "reference_logps", REFERENCE_LOGPS)
+    made: dict[str, list] = {name: [] for name in [*stages, "reference_logps"]}
+    for at in range(0, drawn.num_rows, SHARD_SIZE):
+        shard = drawn.slice(at, SHARD_SIZE)
+        rows = shard.to_pylist()
+        too_long = [Dropped(rows[0]["prompt_id"], "prompt_too_long", "900 tokens")] if at else []
+        answered = answers(rows[len(too_long) :], start, Draw(0, number, number, "policy"), NUM_ANSWERS)
+        scored = rewards(answered, shift=number)
+        pairs, fates = pair(shard, answered, scored, too_long, PairConfig(), round=number)
+        logps = {row.response_id: -float(len(row.token_ids)) for row in answers_of(pair_rows([pairs]))}
+        logps = reference_table(
+            answers_of(pair_rows([pairs])), logps, weights=start, reference="round_start", dtype="float32", round=number
+        )
+        for name, table in zip(made, (shard, answered, scored, pairs, fates, logps), strict=True):
+            made[name].append(table)
+    for name, stage in (stages | {"reference_logps": refs}).items():
+        publish(stage, made[name], sums="margin" if name == "pairs" else None)
+    found = figures.paired(stages["pairs"].entries(), [])
+    fates = [fate for table in made["fates"] for fate in table["fate"].to_pylist()]
+    found |= {"num_prompts": len(fates), "fates": {fate: fates.count(fate) for fate in dict.fromkeys(fates)}}
+    steps = [step(number, index) for index in range(NUM_STEPS)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(found) + "\n" for found in steps))
+    update = {"num_steps": NUM_STEPS, "num_pairs": found["num_pairs"], "first": steps[0], "last": steps[-1]}
+    (folder / "policy").mkdir()
+    close_model(folder / "policy", {}, sha256=policies[number].sha256, master_sha256=None, update=update)
+    return {"decision": "promote", "reason": "every result is", "pairs": found, "update": update}
+
+
+def write_evaluation(run, number, policy, held_out):
+    folder, draw = run / f"round-{number:04d}" / "evaluation", Draw(0, number, 0, "evaluation")
+    answered = answers(held_out.to_pylist(), policy, draw, 1)
+    scored = rewards(answered, shift=2 * number)
+    publish(StageFolder(folder / "candidates", CANDIDATES), [answered])
+    publish(StageFolder(folder / "scored", SCORED), [scored])
+    first = StageFolder(run / "round-0000" / "evaluation" / "scored", SCORED)
+    return evaluation_figures([scored], list(first.read_all()))
+
+
+def publish(stage, tables, *, sums=None):
+    stage.begin({})
+    for shard, table in enumerate(tables):
+        stage.publish(shard, table, stats={f"{sums}_sum": sum(table[sums].to_pylist())} if sums else {})
+    stage.close(len(tables))
+
+
+def prompts(name, count, *, round):
+    def row(index):
+        text = f"{name} {index}: {HOSTILE[index % len(HOSTILE)]}"
+        chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": text}] if index % 2 else None
+        return {
+            "prompt_id": row_id("prompt", text),
+            "round": round,
+            "prompt": text,
+            "conversation": chat,
+            "prompt_token_ids": [1, 2, index],
+            "answer": f"truth {index}",
+            "extra": json.dumps({"source": "<b>" + name}),
+        }
+
+    return PROMPTS.table(map(row, range(count)))
+
+
+def answers(prompt_rows, policy, draw, count):
+    """Different texts, but for the second prompt of a shard, whose answers are equal."""
+
+    def row(prompt, at, index):
+        text = "the same" if at == 1 else f"{HOSTILE[(at + index) % len(HOSTILE)]} {index}"
+        return {
+            "response_id": draw.response_id(prompt["prompt_id"], index),
+            "prompt_id": prompt["prompt_id"],
+            "round": draw.round,
+            "stream": draw.stream,
+            "sample_index": index,
+            "response": text,
+            "response_token_ids": [5, 6, index],
+            "response_logps": [-0.5, -0.25, -0.125],
+            "finish_reason": "stop",
+            "policy_version": policy.sha256,
+            "policy_round": policy.round,
+            "seed": draw.seed(prompt["prompt_id"]) + index,
+        }
+
+    return CANDIDATES.table(row(p, at, index) for at, p in enumerate(prompt_rows) for index in range(count))
+
+
+def rewards(candidates, *, shift):
+    def row(number, candidate):
+        value = float(shift + number % 5)
+        parts = [("<i>judge</i>", value, "main"), ("exact_match", float(number % 2), "holdout")]
+        return {
+            "response_id": candidate["response_id"],
+            "prompt_id": candidate["prompt_id"],
+            "round": candidate["round"],
+            "reward": value,
+            "rewards": [{"name": name, "value": v, "role": role} for name, v, role in parts],
+        }
+
+    return SCORED.table(row(*found) for found in enumerate(candidates.to_pylist()))
+
+
+def step(round, index):
+    return {
+        "round": round,
+        "step": index + 1,
+        "steps": NUM_STEPS,
+        "loss": math.log(2) - 0.1 * index,
+        "rewards/chosen": 0.02 * index,
+        "rewards/rejected": -0.05 * index,
+        "rewards/accuracies": float(index > 0),
+        "rejected_active": 0.25 * (index == 1),
+    }
