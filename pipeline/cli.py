@@ -44,7 +44,7 @@ def _answer_for(work: Callable[[], Any]) -> None:
 
     0: done; 1: it could not be done; 2: the config is wrong; 70: a mistake of ours; 130: interrupted.
     """
-    from cluster.errors import NotEnough, Unreachable, WorkerLost
+    from cluster.errors import KeptWaiting, NotEnough, Unreachable, WorkerLost
 
     try:
         work()
@@ -56,6 +56,13 @@ def _answer_for(work: Callable[[], Any]) -> None:
     except NotEnough as error:
         fix = "fewer sample.engines or update.workers, or a larger cluster"
         _leave(f"the cluster is too small\n  wanted: {error.wanted}\n  got:    {error.got}\n  fix:    {fix}", 1)
+    except KeptWaiting as error:
+        fix = "wait until others let go (ray status tells what is held), then give the same command; it carries on"
+        _leave(
+            f"cluster.start_timeout_s\n  wanted: {error.name}: {error.wanted}, within {error.waited_s:g} s\n"
+            f"  got:    {error.got}\n  fix:    {fix}",
+            1,
+        )
     except Unreachable as error:
         fix = "--set cluster.address=local, or the address that ray status prints"
         _leave(

@@ -102,6 +102,7 @@ class Crew:
             resources=layout.sampler,
             log_dir=self._log_dir,
             max_restarts=config.cluster.max_worker_restarts,
+            start_timeout_s=config.cluster.start_timeout_s,
         )
 
     @cached_property
@@ -114,6 +115,7 @@ class Crew:
             resources=layout.scorer,
             log_dir=self._log_dir,
             max_restarts=self._config.cluster.max_worker_restarts,
+            start_timeout_s=self._config.cluster.start_timeout_s,
         )
 
     @cached_property
@@ -127,6 +129,7 @@ class Crew:
             storage=self._log_dir / "ray_train",
             log_dir=self._log_dir,
             max_restarts=config.cluster.max_worker_restarts,
+            start_timeout_s=config.cluster.start_timeout_s,
         )
 
     @cached_property
@@ -135,6 +138,7 @@ class Crew:
             resources=self._layout.task,
             log_dir=self._log_dir,
             max_retries=self._config.cluster.max_worker_restarts,
+            start_timeout_s=self._config.cluster.start_timeout_s,
         )
 
     def close(self) -> None:

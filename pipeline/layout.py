@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.session import Devices, Resources
+from cluster.resources import Devices, Resources
 from pipeline.config import Config
 from stages.errors import ConfigError
 from stages.score.config import ModelReward

@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.session import Devices, refuse_unless_it_fits, session, set_environment
+from cluster.resources import Devices
+from cluster.session import refuse_unless_it_fits, session, set_environment
 from pipeline import embedded
 from pipeline.config import Config, load_config
 from pipeline.console import Console, Stopwatch, duration

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.session import Devices
+from cluster.resources import Devices
 from pipeline import figures, plan
 from pipeline.artifacts import Entry
 from pipeline.config import load_config
