@@ -30,6 +30,20 @@ def run_command(config: Path, overrides: tuple[str, ...]) -> None:
     _answer_for(lambda: run(config, overrides))
 
 
+@main.command("plan")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--devices", metavar="DEVICES", help="plan for these, e.g. 8x80GB, 2x8x80GB or cpu:16x64GB")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key, e.g. sample.temperature=0.8"
+)
+@click.option("--json", "in_json", is_flag=True, help="for machines")
+def plan_command(config: Path, devices: str | None, overrides: tuple[str, ...], in_json: bool) -> None:
+    """Show what CONFIG will do and need, and refuse what the devices cannot hold; starts nothing."""
+    from pipeline.plan import show_plan
+
+    _answer_for(lambda: show_plan(config, overrides, devices=devices, in_json=in_json))
+
+
 @main.command("status")
 @click.argument("run", type=click.Path(path_type=Path))
 def status_command(run: Path) -> None:

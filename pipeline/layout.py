@@ -45,7 +45,8 @@ def lay_out(config: Config, devices: Devices) -> Layout:
     models_score = any(isinstance(reward, ModelReward) for reward in config.score.rewards)
     train_on_gpu = devices.gpus > 0 and update.device != "cpu"
     wanted = sample.engines * sample.tensor_parallel_size + models_score + update.workers * train_on_gpu
-    gpu = 0.0 if devices.gpus == 0 else min(1.0, math.floor(100 * devices.gpus / wanted) / 100)
+    # A share is of one GPU: three workers on two GPUs have halves, since of 0.66 each only two would find room.
+    gpu = 0.0 if devices.gpus == 0 else math.floor(100 / math.ceil(wanted / devices.gpus)) / 100
     if devices.gpus and gpu < 1 and sample.tensor_parallel_size > 1:
         raise ConfigError(
             "sample.tensor_parallel_size",

@@ -16,6 +16,7 @@ from pipeline import embedded
 from pipeline.config import Config, load_config
 from pipeline.console import Console, Stopwatch, duration
 from pipeline.layout import lay_out
+from pipeline.plan import refuse_what_cannot_be_held
 from pipeline.report import result_table, round_reports, where_things_are
 from pipeline.run_folder import next_log_dir, only_run
 from pipeline.sources import Sources, find_sources
@@ -55,6 +56,9 @@ def _align(config: Config, beside: Path, log_dir: Path, console: Console) -> Non
     sys.path.insert(0, str(beside))
     set_environment(config.cluster)
     sources = _find(config, console, log_dir)
+    for shortage in refuse_what_cannot_be_held(config):
+        told = f"{shortage.where} may be too small: {shortage.wanted.splitlines()[0]}; there are {shortage.got}"
+        console.line("", "plan", told)
     # From here on Ray is imported.
     from pipeline.crew import Crew
     from pipeline.driver import align
