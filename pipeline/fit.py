@@ -167,6 +167,8 @@ def _memory_shortages(config: Config, hardware: Hardware, placed: Sequence[tuple
             on_gpu[spot.node, gpu].append(worker.on_gpu)  # type: ignore[arg-type]
         if worker.on_host is not None:
             on_host[spot.node].append(worker.on_host)
+    for needs in on_host.values():
+        needs.append(memory.overhead())
     found = []
     for where, groups, room in (
         ("memory of a GPU", list(on_gpu.values()), hardware.gpu_bytes),

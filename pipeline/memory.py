@@ -181,6 +181,11 @@ def host_of_trainer(facts: ModelFacts) -> Need:
     )
 
 
+def overhead() -> Need:
+    """What a machine needs besides the run's workers."""
+    return Need("machine", (Part("Ray, the driver and tasks", 2 * _PROCESS_BYTES, False),))
+
+
 # ---- reward model ---------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,6 +95,15 @@ def rounds_of(config: Config) -> Iterator[tuple[int, Config]]:
         yield number, config
 
 
+def distinct(configs: Iterable[Config]) -> Iterator[Config]:
+    """Each config that differs from the one before it: most runs have one for all rounds."""
+    last = None
+    for config in configs:
+        if config != last:
+            yield config
+        last = config
+
+
 def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, elsewhere: bool) -> Outlook:
     """The outlook of a run.
 
@@ -103,7 +112,8 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
         hardware: what to hold it against; None where it is not known.
         elsewhere: it is for machines other than this one, whose disk is not known.
     """
-    rounds = [_round(number, found, config, survey) for number, found in rounds_of(config)]
+    settled = num_settled(config)
+    rounds = [_round(number, found, survey, finished=number <= settled) for number, found in rounds_of(config)]
     ahead = [found for found in rounds if not found.finished]
     tables = sum(found.tables_bytes for found in ahead) + (len(ahead) + 1) * _evaluation_bytes(config, survey)
     a_policy = _policy_bytes(config, survey)
@@ -132,7 +142,7 @@ def _held_against(config: Config, survey: Survey, hardware: Hardware) -> tuple[l
     most: list[Worker] = []
     shortages: dict[str, Shortage] = {}
     settled = num_settled(config)
-    for found in (found for number, found in rounds_of(config) if number > settled):
+    for found in distinct(found for number, found in rounds_of(config) if number > settled):
         try:
             workers = workers_of(found, survey, hardware)
         except ConfigError as error:
@@ -140,7 +150,7 @@ def _held_against(config: Config, survey: Survey, hardware: Hardware) -> tuple[l
             continue
         for shortage in shortages_of(found, survey, hardware, workers):
             shortages.setdefault(shortage.where, shortage)
-        most = max(most, workers, key=_total_need)
+        most = max(workers, most, key=_total_need)
     return most, list(shortages.values())
 
 
@@ -151,7 +161,7 @@ def _total_need(workers: Sequence[Worker]) -> int:
 # ---- rounds ---------------------------------------------------------------------------------------------------------
 
 
-def _round(number: int, config: Config, whole: Config, survey: Survey) -> RoundOutlook:
+def _round(number: int, config: Config, survey: Survey, *, finished: bool) -> RoundOutlook:
     update, num_prompts = config.update, config.prompts.per_round
     lengths = lengths_of(config, survey)
     answer = lengths.answer * (_ID_BYTES + _TEXT_BYTES)
@@ -161,7 +171,7 @@ def _round(number: int, config: Config, whole: Config, survey: Survey) -> RoundO
         number=number,
         start=_result_of(number - 1),
         reference=_reference(number, config.reference),
-        finished=number <= num_settled(whole),
+        finished=finished,
         num_prompts=num_prompts,
         num_generations=config.sample.num_generations,
         most_pairs=num_prompts,

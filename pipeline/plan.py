@@ -10,7 +10,7 @@ from pipeline.console import Console
 from pipeline.fit import Shortage, Worker
 from pipeline.hardware import Hardware, here, named
 from pipeline.memory import Need, size
-from pipeline.outlook import Outlook, as_json, look_ahead, rounds_of
+from pipeline.outlook import Outlook, as_json, distinct, look_ahead, rounds_of
 from pipeline.survey import look
 from stages.errors import ConfigError
 
@@ -41,7 +41,7 @@ def outlook_of(config: Config, devices: str | None = None) -> Outlook:
         hardware = named(devices)
     elif config.cluster.address == "local":
         hardware = here(config.cluster)
-    survey = look([found for _, found in rounds_of(config)])
+    survey = look(list(distinct(found for _, found in rounds_of(config))))
     return look_ahead(config, survey, hardware, elsewhere=devices is not None)
 
 
@@ -88,6 +88,9 @@ def _lines(outlook: Outlook) -> Iterator[tuple[str, str]]:
     yield "disk", _disk(outlook)
     for label, words in zip(["not known", *[""] * len(outlook.unknown)], outlook.unknown, strict=False):
         yield label, words
+    for shortage in outlook.shortages:
+        label = "no room" if shortage.certain else "tight"
+        yield label, f"{shortage.where}: wanted {shortage.wanted.splitlines()[0]}, got {shortage.got}"
     if not outlook.shortages:
         yield "it fits", "as far as is known" if outlook.unknown else "by these estimates"
 

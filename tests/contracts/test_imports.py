@@ -26,6 +26,8 @@ def test_layers_are_kept():
         "from pathlib import Path; from pipeline.config import load_config as c; c(Path('configs/quickstart.yaml'))",
         "import stages.contracts, stages.protocols, stages.errors",
         "from pathlib import Path; from pipeline.status import show_status",
+        "from pathlib import Path; from pipeline.plan import show_plan; "
+        "show_plan(Path('configs/quickstart.yaml'), ['rounds=2'], devices='8x80GB', in_json=False)",
     ],
 )
 def test_light_parts_import_no_heavy_library(work):

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from cluster.resources import Devices
-from pipeline import figures, plan
+from pipeline import figures
 from pipeline.artifacts import Entry
 from pipeline.config import load_config
 from pipeline.evaluate import evaluation_figures
+from pipeline.layout import lay_out
 from pipeline.report import result_table
 from stages.contracts import SCORED
 from stages.errors import ConfigError
@@ -64,7 +65,7 @@ def test_the_table_has_a_row_a_round_even_where_a_figure_is_missing():
 
 
 def layout(devices, *overrides):
-    return plan.lay_out(load_config(Path("configs/quickstart.yaml"), overrides), devices)
+    return lay_out(load_config(Path("configs/quickstart.yaml"), overrides), devices)
 
 
 def test_on_two_cores_all_workers_and_a_task_hold_theirs_at_once():
