@@ -127,6 +127,7 @@ class Crew:
                 storage=self._log_dir / "ray_train",
                 log_dir=self._log_dir,
                 max_restarts=config.cluster.max_worker_restarts,
+                start_timeout_s=config.cluster.start_timeout_s,
             )
 
         return self._same_or_new("trainer", key, start)  # type: ignore[no-any-return]
@@ -138,6 +139,7 @@ class Crew:
             resources=self._layout(self._config).task,
             log_dir=self._log_dir,
             max_retries=self._config.cluster.max_worker_restarts,
+            start_timeout_s=self._config.cluster.start_timeout_s,
         )
 
     def close(self) -> None:
@@ -157,6 +159,7 @@ class Crew:
                 resources=resources,
                 log_dir=self._log_dir,
                 max_restarts=self._config.cluster.max_worker_restarts,
+                start_timeout_s=self._config.cluster.start_timeout_s,
             )
 
         return self._same_or_new(name, (build, size, resources), start)  # type: ignore[no-any-return]

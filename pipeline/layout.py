@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.session import Devices, Resources
+from cluster.resources import Devices, Resources
 from pipeline.config import Config
 from stages.errors import ConfigError
 from stages.score.config import ModelReward
@@ -39,14 +39,15 @@ def lay_out(config: Config, devices: Devices) -> Layout:
     Raises:
         ConfigError: if workers would have to share GPUs that cannot share one.
     """
-    sample, update = config.sample, config.update
-    num_workers = sample.engines * sample.tensor_parallel_size + 1 + update.workers + 1
+    sample, update, engines = config.sample, config.update, config.num_engines
+    scorers = int(engines > 0)
+    num_workers = engines * sample.tensor_parallel_size + scorers + update.workers + 1
     cpus = min(1.0, math.floor(100 * devices.cpus / num_workers) / 100)
-    rewards = config.score.rewards if config.score is not None else ()
-    models_score = any(isinstance(reward, ModelReward) for reward in rewards)
+    models_score = scorers and any(isinstance(reward, ModelReward) for reward in config.rewards)
     train_on_gpu = devices.gpus > 0 and update.device != "cpu"
-    wanted = sample.engines * sample.tensor_parallel_size + models_score + update.workers * train_on_gpu
-    gpu = 0.0 if devices.gpus == 0 else min(1.0, math.floor(100 * devices.gpus / wanted) / 100)
+    wanted = engines * sample.tensor_parallel_size + models_score + update.workers * train_on_gpu
+    # A share is of one GPU: three workers on two GPUs have halves, since of 0.66 each only two would find room.
+    gpu = 0.0 if devices.gpus == 0 else math.floor(100 / max(1, math.ceil(wanted / devices.gpus))) / 100
     if devices.gpus and gpu < 1 and sample.tensor_parallel_size > 1:
         raise ConfigError(
             "sample.tensor_parallel_size",
@@ -72,7 +73,7 @@ def lay_out(config: Config, devices: Devices) -> Layout:
         scorer=scorer,
         trainer=trainer,
         task=task,
-        threads=max(1, devices.cpus // sample.engines),
+        threads=max(1, devices.cpus // max(1, engines)),
         trainer_threads=max(1, devices.cpus // update.workers),
-        workers=[(sample.engines, sampler), (1, scorer), (update.workers, trainer), (1, task)],
+        workers=[(engines, sampler), (scorers, scorer), (update.workers, trainer), (1, task)],
     )

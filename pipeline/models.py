@@ -27,19 +27,11 @@ def resolve(name: str, *, key: str, maker: Maker, hub: bool = True) -> Path:
         InputError: if there is no such thing.
     """
     if name.startswith(embedded.PREFIX):
-        short = name.removeprefix(embedded.PREFIX)
-        if short not in embedded.names():
-            raise InputError(
-                f"{key}: {name}",
-                wanted=" or ".join(embedded.PREFIX + known for known in embedded.names()),
-                got=name,
-                fix="use one of these, or a path",
-            )
-        return maker(short)
+        return maker(_embedded_name(name, key))
     path = Path(name).expanduser()
     if path.exists():
         return path.resolve()
-    if not hub or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not hub or not _may_be_on_hub(name):
         raise InputError(
             f"{key}: {name}",
             wanted="a file or folder",
@@ -47,6 +39,43 @@ def resolve(name: str, *, key: str, maker: Maker, hub: bool = True) -> Path:
             fix=f"check the path; it is taken from {Path.cwd()}",
         )
     return _from_hub(name, key)
+
+
+def find_here(name: str, *, key: str) -> Path | None:
+    """What `resolve` gives, if it is on this machine already (in a cache, too); nothing is made or fetched.
+
+    Raises:
+        InputError: for an embedded name that is not known.
+    """
+    if name.startswith(embedded.PREFIX):
+        place = embedded.place_of(_embedded_name(name, key))
+        return place if place.exists() else None
+    path = Path(name).expanduser()
+    if path.exists() or not _may_be_on_hub(name):
+        return path.resolve() if path.exists() else None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _embedded_name(name: str, key: str) -> str:
+    short = name.removeprefix(embedded.PREFIX)
+    if short not in embedded.names():
+        raise InputError(
+            f"{key}: {name}",
+            wanted=" or ".join(embedded.PREFIX + known for known in embedded.names()),
+            got=name,
+            fix="use one of these, or a path",
+        )
+    return short
+
+
+def _may_be_on_hub(name: str) -> bool:
+    return not name.startswith((".", "/", "~")) and name.count("/") == 1
 
 
 def _from_hub(name: str, key: str) -> Path:

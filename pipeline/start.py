@@ -19,6 +19,7 @@ from pipeline.config_file import load_config
 from pipeline.console import Console, Stopwatch, duration
 from pipeline.layout import lay_out
 from pipeline.lineage import Lineage
+from pipeline.plan.command import refuse_what_cannot_be_held
 from pipeline.report import result_table, round_reports, where_things_are
 from pipeline.run_folder import is_held, next_log_dir, only_run
 from pipeline.schedule import add_rounds, parse_addition
@@ -91,6 +92,8 @@ def opened(
     set_environment(config.cluster)
     try:
         sources = _find(config, console, log_dir, needs)
+        if needs == ALL:
+            _tell_shortages(config, console)
         # From here on Ray is imported.
         from pipeline.crew import Crew
         from pipeline.workshop import Workshop
@@ -109,6 +112,13 @@ def opened(
         crash.write_text(traceback.format_exc(), encoding="utf-8")
         error.add_note(f"traceback: {crash}")
         raise
+
+
+def _tell_shortages(config: Config, console: Console) -> None:
+    """Refuse what this machine cannot hold, and name what it might not."""
+    for shortage in refuse_what_cannot_be_held(config):
+        told = f"{shortage.where} may be too small: {shortage.wanted.splitlines()[0]}; there are {shortage.got}"
+        console.line("", "plan", told)
 
 
 def imported_from(folder: Path) -> list[Path]:

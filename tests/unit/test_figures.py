@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.session import Devices
+from cluster.resources import Devices
 from pipeline import figures
 from pipeline.artifacts import Entry
 from pipeline.config_file import load_config
