@@ -186,6 +186,12 @@ class Config(Settings):
         """How many rounds the config asks for."""
         return self.rounds if isinstance(self.rounds, int) else len(self.rounds)
 
+    def every_round(self) -> list[Config]:
+        """The configs that hold in some round: of each entry where `rounds` is a list, else this one."""
+        if isinstance(self.rounds, int) or not self.rounds:
+            return [self]
+        return [self.for_round(number) for number in range(1, len(self.rounds) + 1)]
+
     @property
     def rewards(self) -> tuple[RewardConfig, ...]:
         """The rewards, if there are any."""

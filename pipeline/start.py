@@ -17,7 +17,6 @@ from pipeline import embedded
 from pipeline.config import Config
 from pipeline.config_file import load_config
 from pipeline.console import Console, Stopwatch, duration
-from pipeline.layout import lay_out
 from pipeline.lineage import Lineage
 from pipeline.plan.command import refuse_what_cannot_be_held
 from pipeline.report import result_table, round_reports, where_things_are
@@ -100,9 +99,8 @@ def opened(
 
         shipped = imported_from(beside)
         with session(config.cluster, log_dir=log_dir, search_path=[beside], shipped=shipped) as devices:
-            for number in range(len(sources.rounds)):
-                refuse_unless_it_fits(lay_out(config.for_round(number), devices).workers)
             crew = Crew(config, devices, log_dir=log_dir)
+            refuse_unless_it_fits(crew.layout.workers)
             yield Workshop(config, sources, crew, console, folder)
             crew.close()  # after an error, the end of the session ends them too
     except PrefloopError:

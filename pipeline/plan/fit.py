@@ -48,13 +48,13 @@ class Worker:
     on_host: Need | None
 
 
-def workers_of(config: Config, survey: Survey, hardware: Hardware) -> list[Worker]:
-    """Who works in a round, and what each needs.
+def workers_of(config: Config, survey: Survey, hardware: Hardware, *, whole: Config) -> list[Worker]:
+    """Who works in a round of the run of `whole`, and what each needs.
 
     Raises:
         ConfigError: if the workers cannot share the GPUs there are.
     """
-    layout, facts, dtype = lay_out(config, hardware.devices), survey.policy.facts, config.policy.dtype
+    layout, facts, dtype = lay_out(whole, hardware.devices), survey.policy.facts, config.policy.dtype
     sampler = scorer = trainer = beside = None
     if layout.sampler.gpus and hardware.gpu_bytes is not None:
         sampler = memory.engine_on_gpu(config.sample, gpu_bytes=hardware.gpu_bytes)

@@ -152,7 +152,7 @@ def _held_against(config: Config, survey: Survey, hardware: Hardware) -> tuple[l
     settled = num_settled(config)
     for found in distinct(found for number, found in rounds_of(config) if number > settled):
         try:
-            workers = workers_of(found, survey, hardware)
+            workers = workers_of(found, survey, hardware, whole=config)
         except ConfigError as error:
             shortages.setdefault(error.where, Shortage(error.where, error.wanted, error.got, error.fix, True))
             continue
