@@ -18,7 +18,7 @@ from pipeline.hardware import Hardware
 from pipeline.lineage import Lineage
 from pipeline.memory import size
 from pipeline.model_facts import bytes_of
-from pipeline.survey import Survey
+from pipeline.survey import Model, Survey
 from stages.errors import ConfigError
 from stages.update.batching import num_steps
 
@@ -66,6 +66,7 @@ class Outlook:
     """A whole run, before it runs.
 
     Attributes:
+        policy: the model to align, as found.
         hardware: what it is held against; None where that is not known.
         workers: who works, and what each needs; of the round that needs most.
         policy_bytes: on disk, of one round's policy with its master; None where the model is not known.
@@ -79,6 +80,7 @@ class Outlook:
     name: str
     config: Config
     rounds: Sequence[RoundOutlook]
+    policy: Model
     hardware: Hardware | None
     workers: Sequence[Worker]
     policy_bytes: int | None
@@ -126,6 +128,7 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
         name=config.run.name,
         config=config,
         rounds=rounds,
+        policy=survey.policy,
         hardware=hardware,
         workers=workers,
         policy_bytes=a_policy,
@@ -256,7 +259,7 @@ def as_json(outlook: Outlook) -> str:
     config = outlook.config
     plain = {
         "name": outlook.name,
-        "policy": config.policy.path,
+        "policy": asdict(outlook.policy),
         "loss_type": config.update.loss_type,
         "rounds": [{"sentence": found.sentence} | asdict(found) for found in outlook.rounds],
         "hardware": outlook.hardware.told if outlook.hardware else None,
