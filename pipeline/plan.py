@@ -15,7 +15,6 @@ from pipeline.outlook import Outlook, as_json, distinct, look_ahead, rounds_of
 from pipeline.survey import look
 from stages.errors import ConfigError
 
-
 _TEMPLATE = {True: "a chat template", False: "no chat template", None: "no tokenizer here"}
 
 
