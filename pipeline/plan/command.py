@@ -11,9 +11,12 @@ from pipeline.console import Console
 from pipeline.plan.fit import Shortage, Worker
 from pipeline.plan.hardware import Hardware, here, named
 from pipeline.plan.memory import Need, size
+from pipeline.plan.model_facts import ModelFacts
 from pipeline.plan.outlook import Outlook, as_json, distinct, look_ahead, rounds_of
 from pipeline.plan.survey import look
 from stages.errors import ConfigError
+
+_TEMPLATE = {True: "a chat template", False: "no chat template", None: "no tokenizer here"}
 
 
 def show_plan(config_file: Path, overrides: Sequence[str], *, devices: str | None, in_json: bool) -> None:
@@ -75,6 +78,8 @@ def _lines(outlook: Outlook) -> Iterator[tuple[str, str]]:
     config = outlook.config
     rounds = f"{len(outlook.rounds)} round{'s' * (len(outlook.rounds) != 1)}"
     yield "plan", f"{outlook.name}: {rounds} of {config.update.loss_type} on {config.policy.path}"
+    if outlook.policy.facts is not None:
+        yield "policy", _facts(outlook.policy.facts, config.policy.dtype)
     for found in outlook.rounds:
         yield f"round {found.number}", found.sentence
     if config.evaluate is not None:
@@ -94,6 +99,15 @@ def _lines(outlook: Outlook) -> Iterator[tuple[str, str]]:
         yield label, f"{shortage.where}: wanted {shortage.wanted.splitlines()[0]}, got {shortage.got}"
     if not outlook.shortages:
         yield "it fits", "as far as is known" if outlook.unknown else "by these estimates"
+
+
+def _facts(facts: ModelFacts, dtype: str) -> str:
+    context = f"context {facts.context:,}" if facts.context else "context not told"
+    return (
+        f"{facts.num_parameters / 1e6:,.1f} million parameters, {size(facts.weights_bytes(dtype))} in {dtype}; "
+        f"{context}; KV cache {facts.kv_bytes(dtype):,} bytes a token; "
+        f"{_TEMPLATE[facts.chat_template]}"
+    )
 
 
 def _rows(outlook: Outlook) -> str:

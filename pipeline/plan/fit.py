@@ -57,7 +57,7 @@ def workers_of(config: Config, survey: Survey, hardware: Hardware, *, whole: Con
     layout, facts, dtype = lay_out(whole, hardware.devices), survey.policy.facts, config.policy.dtype
     sampler = scorer = trainer = beside = None
     if layout.sampler.gpus and hardware.gpu_bytes is not None:
-        sampler = memory.engine_on_gpu(config.sample, gpu_bytes=hardware.gpu_bytes)
+        sampler = memory.engine_on_gpu(facts, config.sample, dtype=dtype, gpu_bytes=hardware.gpu_bytes)
     elif facts is not None:
         sampler = memory.engine_on_cpu(facts, config.sample, dtype=dtype)
     if facts is not None:

@@ -71,10 +71,23 @@ def size(num_bytes: int) -> str:
 # ---- engine ---------------------------------------------------------------------------------------------------------
 
 
-def engine_on_gpu(sample: SampleConfig, *, gpu_bytes: int) -> Need:
-    """An engine on each of its GPUs: it takes its share of the memory, whatever it does with it."""
-    share = int(sample.gpu_memory_utilization * gpu_bytes)
-    return Need("sampler", (Part(f"sample.gpu_memory_utilization {sample.gpu_memory_utilization:g}", share, True),))
+def engine_on_gpu(facts: ModelFacts | None, sample: SampleConfig, *, dtype: str, gpu_bytes: int) -> Need:
+    """An engine on each of its GPUs: it takes its share of the memory, and caches in what the weights leave of it."""
+    ranks, share = sample.tensor_parallel_size, int(sample.gpu_memory_utilization * gpu_bytes)
+    weights = 0 if facts is None else facts.weights_bytes(dtype) // ranks
+    cache = share - weights - _ENGINE_BYTES
+    if facts is None or cache <= 0:
+        whole = Part(f"sample.gpu_memory_utilization {sample.gpu_memory_utilization:g}", share, True)
+        return Need("sampler", (whole,))
+    tokens = cache * min(ranks, facts.num_kv_heads) // facts.kv_bytes(dtype)
+    return Need(
+        "sampler",
+        (
+            Part(f"weights in {dtype}" + (f" / {ranks}" if ranks > 1 else ""), weights, True),
+            Part("graphs and activations", _ENGINE_BYTES, True),
+            Part(f"KV cache of {tokens:,} tokens", cache, True),
+        ),
+    )
 
 
 def engine_inside(facts: ModelFacts, sample: SampleConfig, *, dtype: str) -> Need:
@@ -131,7 +144,7 @@ def trainer(facts: ModelFacts, update: UpdateConfig, *, dtype: str, lengths: Len
     parts += [
         Part("a step's scratch and DeepSpeed's buckets", _scratch_bytes(facts, update, dtype=dtype), False),
         Part(
-            f"activations of {update.micro_batch_size} pairs of {lengths.total:,} tokens a sequence",
+            f"activations of {update.micro_batch_size} x 2 answers of {lengths.total:,} tokens with their prompts",
             activation_bytes(facts, num_sequences=2 * update.micro_batch_size, lengths=lengths, dtype=dtype),
             False,
         ),

@@ -18,7 +18,7 @@ from pipeline.plan.fit import Shortage, Worker, lengths_of, shortages_of, worker
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.memory import size
 from pipeline.plan.model_facts import bytes_of
-from pipeline.plan.survey import Survey
+from pipeline.plan.survey import Model, Survey
 from pipeline.schedule import asked_rounds
 from stages.errors import ConfigError
 from stages.update.batching import num_steps
@@ -74,6 +74,7 @@ class Outlook:
     """A whole run, before it runs.
 
     Attributes:
+        policy: the model to align, as found.
         hardware: what it is held against; None where that is not known.
         workers: who works, and what each needs; of the round that needs most.
         policy_bytes: on disk, of one round's policy with its master; None where the model is not known.
@@ -87,6 +88,7 @@ class Outlook:
     name: str
     config: Config
     rounds: Sequence[RoundOutlook]
+    policy: Model
     hardware: Hardware | None
     workers: Sequence[Worker]
     policy_bytes: int | None
@@ -134,6 +136,7 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
         name=config.run.name,
         config=config,
         rounds=rounds,
+        policy=survey.policy,
         hardware=hardware,
         workers=workers,
         policy_bytes=a_policy,
@@ -267,7 +270,7 @@ def as_json(outlook: Outlook) -> str:
     config = outlook.config
     plain = {
         "name": outlook.name,
-        "policy": config.policy.path,
+        "policy": asdict(outlook.policy),
         "loss_type": config.update.loss_type,
         "rounds": [{"sentence": found.sentence} | asdict(found) for found in outlook.rounds],
         "hardware": outlook.hardware.told if outlook.hardware else None,

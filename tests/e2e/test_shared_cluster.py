@@ -50,7 +50,7 @@ def group(command: list[str], log: Path, *, says: str) -> Iterator[None]:
     finally:
         process.terminate()
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=3)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
 
