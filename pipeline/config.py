@@ -37,7 +37,7 @@ class RunSection(Settings):
 class PolicyConfig(Settings):
     """The policy to align."""
 
-    path: str = Field(description="a Hugging Face folder, a hub name, or embedded:reverse")
+    path: str = Field(min_length=1, description="a Hugging Face folder, a hub name, or embedded:reverse")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     pad_token: str | None = Field(None, description="where the tokenizer names none")
 

@@ -17,6 +17,7 @@ from stages.score.reward_model import check_reward_model
 Maker = Callable[[str], Path]
 """Gives what stands behind an embedded name, made now if need be."""
 
+_NOT_CAUSAL = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "ForQuestionAnswering")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -37,8 +38,12 @@ def resolve(name: str, *, key: str, maker: Maker, hub: bool = True) -> Path:
             )
         return maker(short)
     path = Path(name).expanduser()
-    if path.exists():
-        return path.resolve()
+    try:
+        if path.exists():
+            return path.resolve()
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise InputError(f"{key}: {name[:80]}…", wanted="a file or folder", got=got, fix="check the path") from None
     if not hub or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise InputError(
             f"{key}: {name}",
@@ -71,13 +76,16 @@ def check_policy(folder: Path, *, key: str) -> None:
         InputError: without a config, without safetensors, or with a model of another kind.
     """
     config = _model_config(folder, key)
-    kinds = config.get("architectures") or []
-    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
+    kinds = config["architectures"]
+    if any(kind.endswith(_NOT_CAUSAL) for kind in kinds):
+        scores = any(kind.endswith("ForSequenceClassification") for kind in kinds)
         raise InputError(
             f"{key}: {folder}",
             wanted="a causal language model",
             got=", ".join(kinds),
-            fix="this one scores answers: it belongs under score.rewards",
+            fix="this one scores answers: it belongs under score.rewards"
+            if scores
+            else "name a model that writes text",
         )
 
 
@@ -87,12 +95,21 @@ def check_reward(folder: Path, *, key: str) -> None:
 
 
 def _model_config(folder: Path, key: str) -> dict[str, Any]:
-    file = folder / "config.json"
+    file, wanted = folder / "config.json", "a model folder with config.json"
     if not file.is_file():
+        adapter = (folder / "adapter_config.json").exists()
         raise InputError(
-            f"{key}: {folder}", wanted="a model folder with config.json", got="none in it", fix="check the path"
+            f"{key}: {folder}",
+            wanted=wanted,
+            got="a file" if folder.is_file() else "a LoRA adapter without its model" if adapter else "none in it",
+            fix="merge it first: peft's merge_and_unload, then save_pretrained" if adapter else "check the path",
         )
-    config: dict[str, Any] = read_json(file)
+    config = read_json(file)
+    kinds = (config.get("architectures") or []) if isinstance(config, dict) else None
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise InputError(
+            f"{key}: {file}", wanted="a model's config", got="JSON of another kind", fix="restore the file"
+        )
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         others = sorted(f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth"))
@@ -104,7 +121,25 @@ def _model_config(folder: Path, key: str) -> dict[str, Any]:
         )
     for weights in files:
         _refuse_broken(weights, key)
-    return config
+    _refuse_missing_files(folder, key)
+    return config | {"architectures": kinds}
+
+
+def _refuse_missing_files(folder: Path, key: str) -> None:
+    """Refuse a folder without some of the files that its index of weights names (a download that was cut short)."""
+    index = folder / "model.safetensors.index.json"
+    found = read_json(index) if index.exists() else {"weight_map": {}}
+    named = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(named, dict):
+        raise InputError(f"{key}: {index}", wanted="weight_map", got="none in it", fix="restore the file")
+    missing = sorted(name for name in set(named.values()) if not (folder / str(name)).exists())
+    if missing:
+        raise InputError(
+            f"{key}: {folder}",
+            wanted=f"the {len(set(named.values()))} files that {index.name} names",
+            got=f"{len(missing)} missing, {missing[0]} among them",
+            fix="copy or download them too",
+        )
 
 
 def _refuse_broken(weights: Path, key: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,8 +19,9 @@ from pipeline.prompt_files import Part, read_rows
 from pipeline.prompts import Form, HeldOut, count_changed, distinct, draw, prompt_rows
 from stages.contracts import CANDIDATES, PAIRS, PROMPTS, TEXTS
 from stages.errors import InputError
+from stages.pretrained import num_embeddings
 from stages.seeds import row_id
-from stages.tokenizers import load_tokenizer
+from stages.tokenizers import load_tokenizer, refuse_foreign_tokenizer, refuse_unknown_ids
 from stages.weights import file_sha256
 
 
@@ -32,7 +34,8 @@ class CheckTokenizers:
 
     def __call__(self, _state: None) -> None:
         for folder, pad_token, key in (self.policy, *self.rewards):
-            load_tokenizer(folder, pad_token=pad_token, key=key, answers=key == self.policy[2])
+            tokenizer = load_tokenizer(folder, pad_token=pad_token, key=key, answers=key == self.policy[2])
+            refuse_foreign_tokenizer(tokenizer, num_embeddings(folder), where=f"{key} {folder}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,7 @@ class PreparePrompts:
         if self.limit is not None:
             order = draw(table.num_rows, count=min(self.limit, table.num_rows), seed=self.seed)
             table = table.take(order)
+        _refuse_unknown_ids(table.to_pylist(), ("prompt_token_ids",), self.tokenizer, where=f"{self.key} {self.source}")
         stats = {"merged": merged, "evaluated": num_evaluated, "changed": count_changed(table, tokenizer)}
         return [self.out.publish(0, table, stats=stats)]
 
@@ -165,6 +169,7 @@ class PrepareTexts:
             for key in keys
         ]
         rows = [row for row in rows if len(row["token_ids"]) > 1]
+        _refuse_unknown_ids(rows, ("token_ids",), self.tokenizer, where=f"{self.key} {self.source}")
         if not rows:
             raise InputError(
                 f"{self.key}: {self.source}", wanted="texts of two tokens or more", got="none", fix="check the file"
@@ -214,6 +219,8 @@ class PreparePairs:
                 got=f"{num_read} rows, {num_long} of them longer, {num_read - num_made} of two equal answers",
                 fix="a model with a longer context, or shorter rows",
             )
+        columns = ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")
+        _refuse_unknown_ids(rows.values(), columns, self.tokenizer, where=f"{self.key} {self.source}")
         stats = {
             "read": num_read,
             "equal": num_read - num_made,
@@ -227,8 +234,17 @@ def model_context(folder: Path) -> int:
     """The most tokens a model's context holds, from its config; a large number where that does not say."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
+def _refuse_unknown_ids(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], folder: Path, *, where: str) -> None:
+    """Refuse rows with token ids that the model in `folder` has no embedding for."""
+    known = num_embeddings(folder)
+    for row in rows:
+        for column in columns:
+            text = str(row.get("prompt", row.get("text")))[:60]
+            refuse_unknown_ids(row[column], known, where=f"{where}: {text!r}")
 
 
 @dataclass(frozen=True, slots=True)
