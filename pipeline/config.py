@@ -23,10 +23,14 @@ COLUMN_ROLES = ("prompt", "messages", "answer")
 PAIR_ROLES = ("prompt", "messages", "chosen", "rejected", "score_chosen", "score_rejected")
 
 
+NAME = r"^[A-Za-z0-9][\w.-]*$"
+"""What a run may be called."""
+
+
 class RunSection(Settings):
     """Name, place and seed of a run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="of the run's folder")
+    name: str = Field(pattern=NAME, description="of the run's folder")
     dir: Path = where(Path("runs"), description="where run folders lie")
     seed: int = Field(0, ge=0)
     tensorboard: bool = where(

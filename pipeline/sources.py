@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,7 +161,9 @@ class _Finder:
 
 def _reward_source(reward: RewardConfig, name: str, key: str, maker: models.Maker) -> RewardSource:
     if isinstance(reward, FunctionReward):
-        module = sys.modules[find_function(reward.target).__module__].__file__
+        function, named = find_function(reward.target), reward.target.partition(":")[0]
+        defined = function.__module__ if inspect.isfunction(function) else named
+        module = getattr(sys.modules.get(defined, sys.modules[named]), "__file__", None)
         return RewardSource(reward, name, key, None, file_sha256(Path(module)) if module else "built in")
     folder = models.resolve(reward.path, key=f"{key}.path", maker=maker)
     models.check_reward(folder, key=f"{key}.path")
