@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline import embedded, models
 from pipeline.config import Config, EvaluateConfig, PairsConfig, PromptsConfig, TextsConfig, reward_names
 from pipeline.prompt_files import WHOLE, Part, fetch_dataset, on_hub, source_sha256
+from stages.errors import InputError
 from stages.protocols import Weights
 from stages.score.config import FunctionReward, ModelReward, RewardConfig
 from stages.score.functions import find_function
@@ -45,7 +46,18 @@ class DataSource:
 
     @classmethod
     def found(cls, path: Path, *, key: str, part: Part = WHOLE) -> DataSource:
-        return cls(path, key, source_sha256(path), part)
+        """The source at a path.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        wanted, fix = "a file or folder that can be read", "check the path, and that you may read it"
+        if not (path.is_file() or path.is_dir()):
+            raise InputError(f"{key}: {path}", wanted=wanted, got="neither a file nor a folder", fix=fix)
+        try:
+            return cls(path, key, source_sha256(path), part)
+        except OSError as error:
+            raise InputError(f"{key}: {path}", wanted=wanted, got=error.strerror or str(error), fix=fix) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,7 +217,7 @@ class PreparePairs:
                 f"{self.key}: {self.source}",
                 wanted=f"at least one pair of at most {room} tokens",
                 got=f"{num_read} rows, {num_long} of them longer, {num_read - num_made} of two equal answers",
-                fix="a model with a longer context, or shorter rows",
+                fix="a model with a longer context, or shorter rows" if num_long else "check the file's content",
             )
         columns = ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")
         _refuse_unknown_ids(rows.values(), columns, self.tokenizer, where=f"{self.key} {self.source}")
