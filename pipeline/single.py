@@ -98,21 +98,35 @@ def _adopted(shop: Workshop, given: Mapping[Contract, Path]) -> list[StageFolder
         InputError: if there is no table at a path, or rows belong to no prompt.
         ContractError: if a table does not keep its contract.
     """
-    from pipeline.jobs.inputs import AdoptTables
+    from pipeline.jobs.tables import AdoptTables
 
     published = [StageFolder(path.absolute(), contract) for contract, path in given.items()]
-    counts = {len(folder.entries()) for folder in published}
-    if len(counts) == 1 and counts != {0}:
+    if _made_from_one_another(published):
         return published
     files = {contract.name: parquet_files(path) for contract, path in given.items()}
     out = [StageFolder(shop.folder / "given" / contract.name, contract) for contract in given]
     config: Config = shop.config.for_round(1)
     size = config.prompts.shard_size if config.prompts is not None else 64
-    job = AdoptTables(files, out, size)
+    found = shop.sources.found_policy
+    job = AdoptTables(files, out, size, model=found.path if found else None)
     fingerprint = {"files": shop.crew.tasks.run(job.hashes), "shard_size": size}
     num_shards = shop.crew.tasks.run(job.count)
     shop.run_stage("tables", out, fingerprint, num_shards, lambda _: [job])
     return out
+
+
+def _made_from_one_another(folders: Sequence[StageFolder]) -> bool:
+    """Whether these are published tables, each shard made from the same shard of the one before."""
+    entries = [folder.entries() for folder in folders]
+    return (
+        len({len(found) for found in entries}) == 1
+        and all(
+            first.sha256 in then.parents
+            for before, after in zip(entries, entries[1:], strict=False)
+            for first, then in zip(before, after, strict=True)
+        )
+        and bool(entries[0])
+    )
 
 
 def parquet_files(path: Path) -> list[Path]:
