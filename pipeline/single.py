@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,7 +123,7 @@ def _made_from_one_another(folders: Sequence[StageFolder]) -> bool:
         len({len(found) for found in entries}) == 1
         and all(
             first.sha256 in then.parents
-            for before, after in zip(entries, entries[1:], strict=False)
+            for before, after in pairwise(entries)
             for first, then in zip(before, after, strict=True)
         )
         and bool(entries[0])
