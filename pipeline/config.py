@@ -23,6 +23,7 @@ COLUMN_ROLES = ("prompt", "messages", "answer")
 PAIR_ROLES = ("prompt", "messages", "chosen", "rejected", "score_chosen", "score_rejected")
 
 
+MAX_ROUNDS = 100_000
 NAME = r"^[A-Za-z0-9][\w.-]*$"
 """What a run may be called."""
 
@@ -165,7 +166,7 @@ class Config(Settings):
     @field_validator("rounds", mode="before")
     @classmethod
     def _number_or_list(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ROUNDS:
             return value
         if isinstance(value, (list, tuple)) and all(entry is None or isinstance(entry, dict) for entry in value):
             return tuple(entry or {} for entry in value)

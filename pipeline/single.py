@@ -55,22 +55,26 @@ def pair_alone(
 def update_alone(config_file: Path, overrides: Sequence[str], out: Path, *, pairs: Path | None) -> None:
     """The config's policy, updated on pairs: those of the config, or of a table of `PAIRS`."""
     with _bench(config_file, overrides, out, needs=("policy",) if pairs else ("policy", "pairs")) as shop:
-        if pairs is None and shop.config.pairs is None:
-            raise ConfigError(
-                "pairs",
-                wanted="pairs to train on",
-                got="a config that samples them",
-                fix="--pairs FOLDER, or --set pairs.path=… --set prompts=null",
-            )
         rnd = _round(shop)
         data = rnd.ready_pairs() if pairs is None else _adopted(shop, {PAIRS: pairs})[0]
         result = rnd.update(rnd.start, data, rnd.reference_logps(data, rnd.references))
         shop.console.text(f"\npolicy   {result.path}   (a Hugging Face folder)\nsteps    {out / 'metrics.jsonl'}")
 
 
+_NEEDED = {
+    "prompts": ("prompts to answer", "--prompts TABLE, or --set prompts.path=… --set pairs=null"),
+    "score": ("rewards to score with", "add score: {rewards: [...]}"),
+    "pairs": ("pairs to train on", "--pairs TABLE, or --set pairs.path=… --set prompts=null"),
+}
+
+
 @contextmanager
 def _bench(config_file: Path, overrides: Sequence[str], out: Path, *, needs: Sequence[str]) -> Iterator[Workshop]:
     config, out = load_config(config_file, overrides), out.absolute()
+    for section in ("score" if name == "rewards" else name for name in needs):
+        if getattr(config, section) is None:
+            wanted, fix = _NEEDED[section]
+            raise ConfigError(section, wanted=wanted, got=f"a config without {section}", fix=fix)
     with only_run(out), opened(config, config_file, out, Console(), needs=needs) as shop:
         yield shop
 
