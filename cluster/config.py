@@ -16,3 +16,6 @@ class ClusterConfig(BaseModel):
     placement: Literal["split"] = Field("split", description="samplers, scorers and trainers hold their own devices")
     devices: int | None = Field(None, ge=0, description="GPUs to use on a local cluster; null: those that are there")
     max_worker_restarts: int = Field(2, ge=0, description="how often a dead worker is started again")
+    start_timeout_s: float = Field(
+        600.0, gt=0, description="seconds to wait for cores and GPUs that others hold, before the run ends"
+    )

@@ -35,6 +35,21 @@ class NotEnough(RuntimeError):
         self.wanted, self.got = wanted, got
 
 
+class KeptWaiting(RuntimeError):
+    """The cluster has what a worker asks for, but it was not to be had within ``start_timeout_s``.
+
+    Args:
+        name: of the workers that waited.
+        wanted: what they asked for.
+        waited_s: seconds.
+        got: what the cluster has, and what of it was free.
+    """
+
+    def __init__(self, name: str, wanted: str, waited_s: float, got: str) -> None:
+        super().__init__(name, wanted, waited_s, got)
+        self.name, self.wanted, self.waited_s, self.got = name, wanted, waited_s, got
+
+
 class Unreachable(RuntimeError):
     """There is no Ray cluster at the address.
 

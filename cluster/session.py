@@ -13,35 +13,14 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.errors import NotEnough, Unreachable
+from cluster.resources import Devices, Node, Resources, place
 
 _CONNECT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Devices:
-    """What a cluster has.
-
-    Attributes:
-        cpus: cores.
-        gpus: GPUs.
-    """
-
-    cpus: int
-    gpus: int
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What one worker asks Ray for; shares of a core or GPU are allowed."""
-
-    cpus: float
-    gpus: float
 
 
 def set_environment(config: ClusterConfig) -> None:
@@ -108,18 +87,34 @@ def refuse_unless_it_fits(wanted: Sequence[tuple[int, Resources]]) -> None:
         wanted: how many workers, and what each asks for.
 
     Raises:
-        NotEnough: with both sums.
+        NotEnough: with what the workers ask for and what each node has.
     """
+    nodes = _nodes()
+    if place(nodes, [each for count, each in wanted for _ in range(count)]) is None:
+        asked = ", ".join(f"{count} x ({told(each.cpus, each.gpus)})" for count, each in wanted)
+        there = "; ".join(told(node.cpus, node.gpus) for node in nodes) or "no node"
+        raise NotEnough(f"each worker whole on one node: {asked}", f"nodes with {there}")
+
+
+def what_is_free() -> str:
+    """In words, what the cluster has and how much of it nobody holds now."""
     import ray
 
-    have = ray.cluster_resources()
-    cpus = sum(count * each.cpus for count, each in wanted)
-    gpus = sum(count * each.gpus for count, each in wanted)
-    if cpus > have.get("CPU", 0) + 1e-6 or gpus > have.get("GPU", 0) + 1e-6:
-        raise NotEnough(
-            f"{cpus:g} cores and {gpus:g} GPUs",
-            f"{have.get('CPU', 0):g} cores and {have.get('GPU', 0):g} GPUs",
-        )
+    have, free = ray.cluster_resources(), ray.available_resources()
+    there = told(have.get("CPU", 0), have.get("GPU", 0))
+    return f"{there}, of which {told(free.get('CPU', 0), free.get('GPU', 0))} are free"
+
+
+def _nodes() -> list[Node]:
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in alive]
+
+
+def told(cpus: float, gpus: float) -> str:
+    """``0.5 cores and 1 GPU``."""
+    return f"{cpus:g} core{'s' * (cpus != 1)} and {gpus:g} GPU{'s' * (gpus != 1)}"
 
 
 def _refuse_silence(address: str) -> None:

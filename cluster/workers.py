@@ -9,6 +9,7 @@ acknowledged: when one rank dies, Ray Train starts the whole group from the top 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from typing import Any
 
 import ray
 
-from cluster.errors import WorkerLost, last_words
-from cluster.session import Resources, redirect_output
+from cluster.errors import KeptWaiting, WorkerLost, last_words
+from cluster.resources import Resources
+from cluster.session import redirect_output, told, what_is_free
 
 GroupJob = Callable[[Any, Callable[[Any], None]], Any]
 
@@ -38,6 +40,7 @@ class TrainingGroup:
         storage: a folder for Ray Train's own files.
         log_dir: where the ranks' output goes.
         max_restarts: how often the group may be started again.
+        start_timeout_s: how long to wait, over all these times, for what the ranks ask for.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class TrainingGroup:
         storage: Path,
         log_dir: Path,
         max_restarts: int,
+        start_timeout_s: float,
     ) -> None:
+        self._size, self._resources, self._start_timeout_s = size, resources, start_timeout_s
         self._log = log_dir / "trainer-0.log"
         self._mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0).remote()
         self._num_jobs = 0
@@ -61,6 +66,7 @@ class TrainingGroup:
             resources=resources,
             storage=storage,
             max_restarts=max_restarts,
+            start_timeout_s=start_timeout_s,
         )
         self._thread = threading.Thread(target=self._fit, name="training-group", daemon=True)
         self._thread.start()
@@ -70,6 +76,7 @@ class TrainingGroup:
 
         Raises:
             WorkerLost: if the group died once too often.
+            KeptWaiting: if others held what the ranks ask for, for too long.
             Exception: a refusal that a rank raised, as it was.
         """
         number = self._num_jobs
@@ -86,7 +93,7 @@ class TrainingGroup:
                     raise refusal
                 return result
             if ended:
-                raise WorkerLost("training group", self._log, last_words(self._log)) from self._ended
+                raise self._end() from self._ended
             time.sleep(_POLL_S)
 
     def close(self) -> None:
@@ -100,11 +107,32 @@ class TrainingGroup:
         except Exception as error:  # told by run(), in the caller's thread
             self._ended = error
 
+    def _end(self) -> Exception:
+        """Why the group is no more."""
+        from ray.train import ControllerError
+        from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-def _ray_trainer(config: dict[str, Any], *, size: int, resources: Resources, storage: Path, max_restarts: int) -> Any:
+        cause = self._ended.controller_failure if isinstance(self._ended, ControllerError) else None
+        if isinstance(cause, WorkerGroupStartupTimeoutError):
+            wanted = f"{self._size} x ({told(self._resources.cpus, self._resources.gpus)})"
+            return KeptWaiting("trainer", wanted, self._start_timeout_s, what_is_free())
+        return WorkerLost("training group", self._log, last_words(self._log))
+
+
+def _ray_trainer(
+    config: dict[str, Any],
+    *,
+    size: int,
+    resources: Resources,
+    storage: Path,
+    max_restarts: int,
+    start_timeout_s: float,
+) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    # Ray Train gives up waiting after this time, and by default begins again without end.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_timeout_s / (1 + max_restarts))
     use_gpu = resources.gpus > 0
     each = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if use_gpu else {})
     return TorchTrainer(
@@ -116,7 +144,7 @@ def _ray_trainer(config: dict[str, Any], *, size: int, resources: Resources, sto
             # A name used twice silently resumes the old run.
             name=f"group-{time.time_ns()}",
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=max_restarts),
+            failure_config=FailureConfig(max_failures=max_restarts, controller_failure_limit=max_restarts),
         ),
     )
 

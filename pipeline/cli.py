@@ -111,6 +111,20 @@ def export_command(run: Path, kind: str, rounds: tuple[int, ...], out: Path | No
     _answer_for(lambda: export_pairs(run, kind=kind, rounds=rounds, out=out))
 
 
+@main.command("plan")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--devices", metavar="DEVICES", help="plan for these, e.g. 8x80GB, 2x8x80GB or cpu:16x64GB")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key, e.g. sample.temperature=0.8"
+)
+@click.option("--json", "in_json", is_flag=True, help="for machines")
+def plan_command(config: Path, devices: str | None, overrides: tuple[str, ...], in_json: bool) -> None:
+    """Show what CONFIG will do and need, and refuse what the devices cannot hold; starts nothing."""
+    from pipeline.plan.command import show_plan
+
+    _answer_for(lambda: show_plan(config, overrides, devices=devices, in_json=in_json))
+
+
 @main.command("status")
 @click.argument("run", type=click.Path(path_type=Path))
 def status_command(run: Path) -> None:
@@ -151,7 +165,7 @@ def _answer_for(work: Callable[[], Any]) -> None:
 
     0: done; 1: it could not be done; 2: the config is wrong; 70: a mistake of ours; 130: interrupted.
     """
-    from cluster.errors import NotEnough, Unreachable, WorkerLost
+    from cluster.errors import KeptWaiting, NotEnough, Unreachable, WorkerLost
 
     try:
         work()
@@ -163,6 +177,13 @@ def _answer_for(work: Callable[[], Any]) -> None:
     except NotEnough as error:
         fix = "fewer sample.engines or update.workers, or a larger cluster"
         _leave(f"the cluster is too small\n  wanted: {error.wanted}\n  got:    {error.got}\n  fix:    {fix}", 1)
+    except KeptWaiting as error:
+        fix = "wait until others let go (ray status tells what is held), then give the same command; it carries on"
+        _leave(
+            f"cluster.start_timeout_s\n  wanted: {error.name}: {error.wanted}, within {error.waited_s:g} s\n"
+            f"  got:    {error.got}\n  fix:    {fix}",
+            1,
+        )
     except Unreachable as error:
         fix = "--set cluster.address=local, or the address that ray status prints"
         _leave(

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from cluster.config import ClusterConfig
 from stages.errors import ConfigError
 from stages.sample.config import SampleConfig
-from stages.score.config import PairConfig, ScoreConfig, check_template_kwargs
+from stages.score.config import PairConfig, RewardConfig, ScoreConfig, check_template_kwargs
 from stages.settings import Settings, where
 from stages.update.config import UpdateConfig
 
@@ -190,6 +190,22 @@ class Config(Settings):
     def num_rounds(self) -> int:
         """How many rounds the config asks for."""
         return self.rounds if isinstance(self.rounds, int) else len(self.rounds)
+
+    def every_round(self) -> list[Config]:
+        """The configs that hold in some round: of each entry where `rounds` is a list, else this one."""
+        if isinstance(self.rounds, int) or not self.rounds:
+            return [self]
+        return [self.for_round(number) for number in range(1, len(self.rounds) + 1)]
+
+    @property
+    def rewards(self) -> tuple[RewardConfig, ...]:
+        """The rewards, if there are any."""
+        return self.score.rewards if self.score is not None else ()
+
+    @property
+    def num_engines(self) -> int:
+        """The engines that are needed: none where pairs are ready and nothing is evaluated."""
+        return self.sample.engines if self.pairs is None or self.evaluate is not None else 0
 
     def for_round(self, number: int) -> Config:
         """The config of one round: its entry's overrides applied, where `rounds` is a list.

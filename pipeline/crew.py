@@ -15,7 +15,7 @@ from cluster.mapper import Pool, Tasks
 from cluster.session import Devices, Resources
 from cluster.workers import TrainingGroup
 from pipeline.config import Config
-from pipeline.layout import Layout, lay_out
+from pipeline.layout import lay_out
 from pipeline.sources import RewardSource
 from stages.errors import PrefloopError
 from stages.protocols import Reward
@@ -97,36 +97,38 @@ class Crew:
 
     def __init__(self, config: Config, devices: Devices, *, log_dir: Path) -> None:
         self._config, self.devices, self._log_dir = config, devices, log_dir
+        self.layout = lay_out(config, devices)
         self._held: dict[str, tuple[object, Any]] = {}
 
     def samplers(self, config: Config) -> Pool:
         """Engines for a round's config."""
-        layout = self._layout(config)
+        layout, threads = self.layout, max(1, self.devices.cpus // max(1, config.num_engines))
         build = BuildSampler(
-            config.sample.engine(), config.policy.dtype, layout.threads, layout.sampler.gpus > 0, config.run.seed
+            config.sample.engine(), config.policy.dtype, threads, layout.sampler.gpus > 0, config.run.seed
         )
         return self._pool("sampler", build, config.sample.engines, layout.sampler)
 
     def scorers(self, config: Config, rewards: Sequence[RewardSource]) -> Pool:
         """Rewards, loaded."""
-        layout = self._layout(config)
-        build = BuildRewards(tuple(rewards), layout.threads, layout.scorer.gpus > 0)
-        return self._pool("scorer", build, 1, layout.scorer)
+        build = BuildRewards(tuple(rewards), self.devices.cpus, self.layout.scorer.gpus > 0)
+        return self._pool("scorer", build, 1, self.layout.scorer)
 
     def trainers(self, config: Config) -> TrainingGroup:
         """The training group; how to update comes with each job."""
-        layout, update = self._layout(config), config.update
-        key = (update.workers, update.device, layout.trainer)
+        resources, update = self.layout.trainer, config.update
+        key = (update.workers, update.device)
+        threads = max(1, self.devices.cpus // update.workers)
 
         def start() -> TrainingGroup:
             return TrainingGroup(
-                BuildTrainer(update, config.policy.dtype, config.policy.pad_token, layout.trainer_threads),
+                BuildTrainer(update, config.policy.dtype, config.policy.pad_token, threads),
                 size=update.workers,
-                resources=layout.trainer,
+                resources=resources,
                 refusals=(PrefloopError, AssertionError),
                 storage=self._log_dir / "ray_train",
                 log_dir=self._log_dir,
                 max_restarts=config.cluster.max_worker_restarts,
+                start_timeout_s=config.cluster.start_timeout_s,
             )
 
         return self._same_or_new("trainer", key, start)  # type: ignore[no-any-return]
@@ -135,18 +137,16 @@ class Crew:
     def tasks(self) -> Tasks:
         """Stateless workers."""
         return Tasks(
-            resources=self._layout(self._config).task,
+            resources=self.layout.task,
             log_dir=self._log_dir,
             max_retries=self._config.cluster.max_worker_restarts,
+            start_timeout_s=self._config.cluster.start_timeout_s,
         )
 
     def close(self) -> None:
         """End those that were started."""
         while self._held:
             self._held.popitem()[1][1].close()
-
-    def _layout(self, config: Config) -> Layout:
-        return lay_out(config, self.devices)
 
     def _pool(self, name: str, build: Any, size: int, resources: Resources) -> Pool:
         def start() -> Pool:
@@ -157,6 +157,7 @@ class Crew:
                 resources=resources,
                 log_dir=self._log_dir,
                 max_restarts=self._config.cluster.max_worker_restarts,
+                start_timeout_s=self._config.cluster.start_timeout_s,
             )
 
         return self._same_or_new(name, (build, size, resources), start)  # type: ignore[no-any-return]

@@ -43,6 +43,12 @@ def names() -> list[str]:
     return [*_MODELS, *_PROMPTS]
 
 
+def place_of(name: str, *, recipe: Recipe | None = None) -> Path:
+    """Where the cache keeps, or would keep, what stands behind a name."""
+    key = hashlib.sha256(json.dumps(asdict(recipe or Recipe()), sort_keys=True).encode()).hexdigest()[:12]
+    return cache_root() / "embedded" / key / (f"{name}.jsonl" if name in _PROMPTS else name)
+
+
 def make(name: str, *, recipe: Recipe | None = None, progress: Progress | None = None) -> Path:
     """The folder or file behind an ``embedded:`` name, made now if the cache does not have it.
 
@@ -57,8 +63,7 @@ def make(name: str, *, recipe: Recipe | None = None, progress: Progress | None =
     if name not in names():
         raise ValueError(f"nothing embedded is called {name!r}")
     recipe = recipe or Recipe()
-    key = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:12]
-    target = cache_root() / "embedded" / key / (f"{name}.jsonl" if name in _PROMPTS else name)
+    target = place_of(name, recipe=recipe)
     if target.exists():
         return target
     tell = progress or (lambda what, done, total: None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from pipeline.reading import published_files, rows
+from pipeline.reading import prompt_pools, published_files, rows
 from stages.errors import InputError
 
 _LISTED = 5  # of the ids that an ambiguous beginning may mean
@@ -40,7 +40,11 @@ def find_prompt(folder: Path, rounds: Mapping[int, Path], given: str) -> tuple[s
 def _kinds(folder: Path, rounds: Mapping[int, Path], start: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Each kind of id, with the ids of that kind that begin so and their prompts; later kinds are read when asked."""
     stages: list[tuple[str, str, Callable[[], list[Path]]]] = [
-        ("prompt", "prompt_id", lambda: [folder / "prompts", folder / "evaluation" / "prompts"]),
+        (
+            "prompt",
+            "prompt_id",
+            lambda: [*prompt_pools(folder), folder / "evaluation" / "prompts", *(p / "pairs" for p in rounds.values())],
+        ),
         (
             "answer",
             "response_id",

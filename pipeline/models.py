@@ -28,23 +28,10 @@ def resolve(name: str, *, key: str, maker: Maker, hub: bool = True) -> Path:
         InputError: if there is no such thing.
     """
     if name.startswith(embedded.PREFIX):
-        short = name.removeprefix(embedded.PREFIX)
-        if short not in embedded.names():
-            raise InputError(
-                f"{key}: {name}",
-                wanted=" or ".join(embedded.PREFIX + known for known in embedded.names()),
-                got=name,
-                fix="use one of these, or a path",
-            )
-        return maker(short)
-    path = Path(name).expanduser()
-    try:
-        if path.exists():
-            return path.resolve()
-    except OSError as error:
-        got = error.strerror or str(error)
-        raise InputError(f"{key}: {name[:80]}…", wanted="a file or folder", got=got, fix="check the path") from None
-    if not hub or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return maker(_embedded_name(name, key))
+    if (path := _existing(name, key)) is not None:
+        return path
+    if not hub or not _may_be_on_hub(name):
         raise InputError(
             f"{key}: {name}",
             wanted="a file or folder",
@@ -52,6 +39,52 @@ def resolve(name: str, *, key: str, maker: Maker, hub: bool = True) -> Path:
             fix=f"check the path; it is taken from {Path.cwd()}",
         )
     return _from_hub(name, key)
+
+
+def find_here(name: str, *, key: str) -> Path | None:
+    """What `resolve` gives, if it is on this machine already (in a cache, too); nothing is made or fetched.
+
+    Raises:
+        InputError: for an embedded name that is not known.
+    """
+    if name.startswith(embedded.PREFIX):
+        place = embedded.place_of(_embedded_name(name, key))
+        return place if place.exists() else None
+    path = _existing(name, key)
+    if path is not None or not _may_be_on_hub(name):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _existing(name: str, key: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path.resolve() if path.exists() else None
+    except (OSError, RuntimeError) as error:  # too long a name, an unknown user's home
+        got = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{key}: {name[:80]}", wanted="a file or folder", got=got, fix="check the path") from None
+
+
+def _embedded_name(name: str, key: str) -> str:
+    short = name.removeprefix(embedded.PREFIX)
+    if short not in embedded.names():
+        raise InputError(
+            f"{key}: {name}",
+            wanted=" or ".join(embedded.PREFIX + known for known in embedded.names()),
+            got=name,
+            fix="use one of these, or a path",
+        )
+    return short
+
+
+def _may_be_on_hub(name: str) -> bool:
+    return not name.startswith((".", "/", "~")) and name.count("/") == 1
 
 
 def _from_hub(name: str, key: str) -> Path:

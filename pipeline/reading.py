@@ -69,6 +69,11 @@ def num_rounds(settings: Mapping[str, Any]) -> int | None:
     return len(rounds) if isinstance(rounds, list) else rounds
 
 
+def prompt_pools(folder: Path) -> list[Path]:
+    """Where the prompts lie that the rounds drew from: ``prompts``, and those of rounds with prompts of their own."""
+    return [folder / "prompts", *sorted(folder.glob("prompts-[0-9]*"))]
+
+
 def published_files(stage: Path) -> list[Path]:
     """The published parts of a stage's folder that are still there, in order."""
     files = (stage / f"{entry.stem}.parquet" for entry in sorted((stage / "_shards").glob("part-*.json")))

@@ -81,14 +81,15 @@ def where_things_are(folder: Path) -> str:
     """Where a person finds what the run made; paths from here where the folder lies below."""
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    return "\n".join(
-        [
-            f"policy   {folder / 'final'}   (a Hugging Face folder)",
-            f"report   {folder / 'report.html'}   (for a browser; also report.txt, report.json)",
-            f"tables   {folder}/round-*/{{prompts,candidates,scored,pairs,fates,reference_logps}}/part-*.parquet",
-            f"steps    {folder / 'metrics.jsonl'}",
-        ]
-    )
+    lines = [
+        f"policy   {folder / 'final'}   (a Hugging Face folder)",
+        f"report   {folder / 'report.html'}   (for a browser; also report.txt, report.json)",
+        f"tables   {folder}/round-*/{{prompts,candidates,scored,pairs,fates,reference_logps}}/part-*.parquet",
+        f"steps    {folder / 'metrics.jsonl'}",
+    ]
+    if (curves := folder / "tensorboard").exists():
+        lines.append(f"curves   tensorboard --logdir {curves}")
+    return "\n".join(lines)
 
 
 def _text(folder: Path, rounds: list[dict[str, Any]]) -> str:

@@ -136,7 +136,7 @@ class _Finder:
     def __init__(self, maker: models.Maker, needs: Sequence[str]) -> None:
         self._maker, self._needs = maker, needs
         self._data: dict[tuple[str, Part], DataSource] = {}
-        self._rewards: dict[tuple[str, str], RewardSource] = {}
+        self._rewards: dict[str, RewardSource] = {}
 
     def of_round(self, config: Config, number: int) -> RoundSources:
         under = f"rounds.{number - 1}." if number else ""
@@ -165,7 +165,7 @@ class _Finder:
         return self._data[name, part]
 
     def _reward(self, reward: RewardConfig, name: str, key: str) -> RewardSource:
-        same = (reward.model_dump_json(), name)
+        same = f"{name} {reward.model_dump_json()}"
         if same not in self._rewards:
             self._rewards[same] = _reward_source(reward, name, key, self._maker)
         return self._rewards[same]

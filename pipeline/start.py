@@ -17,8 +17,8 @@ from pipeline import embedded
 from pipeline.config import Config
 from pipeline.config_file import load_config
 from pipeline.console import Console, Stopwatch, duration
-from pipeline.layout import lay_out
 from pipeline.lineage import Lineage
+from pipeline.plan.command import refuse_what_cannot_be_held
 from pipeline.report import result_table, round_reports, where_things_are
 from pipeline.run_folder import is_held, next_log_dir, only_run
 from pipeline.schedule import add_rounds, parse_addition
@@ -94,15 +94,16 @@ def opened(
     set_environment(config.cluster)
     try:
         sources = _find(config, console, log_dir, needs)
+        if needs == ALL:
+            _tell_shortages(config, console)
         # From here on Ray is imported.
         from pipeline.crew import Crew
         from pipeline.workshop import Workshop
 
         shipped = imported_from(beside)
         with session(config.cluster, log_dir=log_dir, search_path=[beside], shipped=shipped) as devices:
-            for number in range(len(sources.rounds)):
-                refuse_unless_it_fits(lay_out(config.for_round(number), devices).workers)
             crew = Crew(config, devices, log_dir=log_dir)
+            refuse_unless_it_fits(crew.layout.workers)
             yield Workshop(config, sources, crew, console, folder)
             crew.close()  # after an error, the end of the session ends them too
     except PrefloopError:
@@ -112,6 +113,13 @@ def opened(
         crash.write_text(traceback.format_exc(), encoding="utf-8")
         error.add_note(f"traceback: {crash}")
         raise
+
+
+def _tell_shortages(config: Config, console: Console) -> None:
+    """Refuse what this machine cannot hold, and name what it might not."""
+    for shortage in refuse_what_cannot_be_held(config):
+        told = f"{shortage.where} may be too small: {shortage.wanted.splitlines()[0]}; there are {shortage.got}"
+        console.line("", "plan", told)
 
 
 def imported_from(folder: Path) -> list[Path]:

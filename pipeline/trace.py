@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.artifacts import MANIFEST, read_json
 from pipeline.console import Console
 from pipeline.find import find_prompt
 from pipeline.lineage import Lineage, RoundRecord
-from pipeline.reading import published_files, round_folders, rows
+from pipeline.reading import prompt_pools, published_files, round_folders, rows
 from pipeline.texts import cut, visible
 from stages.errors import InputError
 from stages.vocab import FATE_MEANINGS
@@ -64,7 +65,9 @@ class _Teller:
 
     def prompt(self, named: str) -> Iterator[str]:
         held_out = self._rows(self.folder / "evaluation" / "prompts")
-        row = next(iter(held_out or self._rows(self.folder / "prompts")), None)
+        pools = (row for pool in prompt_pools(self.folder) for row in self._rows(pool))
+        ready = (_as_prompt(row) for path in sorted(self.folder.glob("round-*")) for row in self._rows(path / "pairs"))
+        row = next(chain(held_out, pools, ready), None)
         if row is None:
             raise InputError(
                 str(self.folder / "prompts"), wanted=f"prompt {self.prompt_id}", got="no row", fix="restore the folder"
@@ -110,7 +113,7 @@ class _Teller:
 
     def round(self, round: int, path: Path, record: RoundRecord | None) -> Iterator[str]:
         """What became of the prompt in a round; nothing where it was not drawn."""
-        if not self._rows(path / "prompts", "prompt_id"):
+        if not self._rows(path / "prompts", "prompt_id") and not self._rows(path / "pairs", "prompt_id"):
             return
         answers = sorted(self._rows(path / "candidates"), key=lambda row: row["sample_index"])
         scored, pairs = self._rewards(path), self._rows(path / "pairs")
@@ -121,7 +124,8 @@ class _Teller:
         for answer in answers:
             key = answer["response_id"]
             yield from self._answer(answer, scored.get(key, {}), marks.get(key, ""))
-        yield from self._fate(path)
+        if (path / "fates").exists() or not pairs:
+            yield from self._fate(path)
         numbers = {answer["response_id"]: answer["sample_index"] for answer in answers}
         for pair in pairs:
             yield from self._pair(pair, numbers, path)
@@ -139,10 +143,16 @@ class _Teller:
 
     def _pair(self, pair: Mapping[str, Any], numbers: Mapping[str, int], path: Path) -> Iterator[str]:
         chosen, rejected = (numbers.get(pair[key], "?") for key in ("chosen_id", "rejected_id"))
-        yield (
-            f"  pair       {pair['pair_id']}   #{chosen} over #{rejected}   "
-            f"{pair['score_chosen']:.6g} - {pair['score_rejected']:.6g} = margin {pair['margin']:.6g}"
-        )
+        if pair["margin"] is None:
+            yield f"  pair       {pair['pair_id']}   came as it is, without rewards"
+            for mark in ("chosen", "rejected"):
+                yield f"  {mark}"
+                yield from self._text(pair[mark])
+        else:
+            yield (
+                f"  pair       {pair['pair_id']}   #{chosen} over #{rejected}   "
+                f"{pair['score_chosen']:.6g} - {pair['score_rejected']:.6g} = margin {pair['margin']:.6g}"
+            )
         answers = pc.field("response_id").isin([pair["chosen_id"], pair["rejected_id"]])
         for stage in sorted(path.glob("reference_logps*")):
             found = {row["response_id"]: row for row in rows(published_files(stage), where=answers)}
@@ -224,3 +234,9 @@ def _figure(value: float | None) -> str:
 
 def _only_reward(scored: Mapping[str, Mapping[str, Any]]) -> float | None:
     return next((row["reward"] for row in scored.values()), None)
+
+
+def _as_prompt(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """The prompt of a pair that came as it is."""
+    known = {name: pair[name] for name in ("prompt_id", "prompt", "prompt_token_ids")}
+    return known | {"conversation": None, "answer": None, "extra": ""}

@@ -155,7 +155,7 @@ def render_chat(
             where,
             wanted="a chat that the tokenizer's template accepts",
             got=f"messages by {roles}; the template says: {(str(error).splitlines() or ['nothing'])[0]}",
-            fix="mend the row; without a place for a system message in the template, --set prompts.system=null",
+            fix="mend the row; a template without a place for system messages needs prompts.system: null too",
         ) from error
 
 

@@ -76,14 +76,14 @@ class AdoptTables:
 
     def count(self, _state: None) -> int:
         """How many shards there will be."""
-        if self.out[0].contract is not PROMPTS:
+        if self.out[0].contract != PROMPTS:
             return 1
         rows = sum(pq.read_metadata(file).num_rows for file in self.files[PROMPTS.name])
         return max(1, math.ceil(rows / self.shard_size))
 
     def __call__(self, _state: None) -> list[Entry]:
         tables = [self._table(folder) for folder in self.out]
-        if self.out[0].contract is not PROMPTS:
+        if self.out[0].contract != PROMPTS:
             return [self.out[0].publish(0, tables[0])]
         prompts, entries = tables[0], []
         given = list(zip(self.out, tables, strict=True))
@@ -96,7 +96,7 @@ class AdoptTables:
             mine = prompts.slice(start, self.shard_size)
             parts = [mine, *(t.filter(pc.is_in(t["prompt_id"], mine["prompt_id"])) for t in tables[1:])]
             for folder, part in zip(self.out, parts, strict=True):
-                drops = _without_candidates(mine, part) if folder.contract is CANDIDATES else []
+                drops = _without_candidates(mine, part) if folder.contract == CANDIDATES else []
                 entries.append(folder.publish(shard, part, drops=drops))
         return entries
 

@@ -92,12 +92,14 @@ def _round_groups(folder: Path, count: int) -> list[tuple[str, list[Example]]]:
 def _picks(folder: Path, count: int) -> list[tuple[str, list[_Pick]]]:
     """Which prompts are shown, by ids and margins alone. Ids are hashes: those that sort first are a random draw."""
     columns = ["pair_id", "prompt_id", "chosen_id", "rejected_id", "margin", FILE]
+    found = rows(published_files(folder / "pairs"), columns=columns)
+    ready = [row for row in found if row["margin"] is None]  # pairs that came without rewards
     pairs = sorted(
-        rows(published_files(folder / "pairs"), columns=columns), key=lambda row: (-row["margin"], row["pair_id"])
+        (row for row in found if row["margin"] is not None), key=lambda row: (-row["margin"], row["pair_id"])
     )
     best, rest = pairs[:count], pairs[count:]
     smallest, rest = rest[len(rest) - min(count, len(rest)) :][::-1], rest[: max(0, len(rest) - count)]
-    drawn = sorted(rest, key=lambda row: row["pair_id"])[:count]
+    drawn = sorted([*rest, *ready], key=lambda row: row["pair_id"])[:count]
     unpaired = rows(
         published_files(folder / "fates"),
         where=pc.field("fate") != "paired",
@@ -132,11 +134,39 @@ def _details(folder: Path, picks: Sequence[_Pick]) -> dict[str, Example]:
     answers: dict[str, list[dict[str, Any]]] = {}
     for row in read("candidates", "response_id", "prompt_id", "response", "response_token_ids", "finish_reason"):
         answers.setdefault(row["prompt_id"], []).append(row)
-    return {
+    shown = {
         pick.prompt_id: _example(prompts[pick.prompt_id], answers.get(pick.prompt_id, []), rewards, pick)
         for pick in picks
         if pick.prompt_id in prompts
     }
+    ready = [pick for pick in picks if pick.pair is not None and pick.prompt_id not in prompts]
+    return shown | _ready_examples(folder, ready)
+
+
+def _ready_examples(folder: Path, picks: Sequence[_Pick]) -> dict[str, Example]:
+    """Pairs that came as they are, whose only answers are their own."""
+    wanted = {pick.pair["pair_id"]: pick for pick in picks if pick.pair is not None}
+    if not wanted:
+        return {}
+    columns = ["pair_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected", "score_chosen", "score_rejected"]
+    columns += ["chosen_token_ids", "rejected_token_ids"]
+    found = rows(published_files(folder / "pairs"), where=pc.field("pair_id").isin(list(wanted)), columns=columns)
+    shown = {}
+    for row in found:
+        pick = wanted[row["pair_id"]]
+        answers = [
+            {
+                "response_id": row[f"{mark}_id"],
+                "response": row[mark],
+                "response_token_ids": row[f"{mark}_token_ids"],
+                "finish_reason": "stop",
+            }
+            for mark in ("chosen", "rejected")
+        ]
+        rewards = {row[f"{mark}_id"]: {"reward": row[f"score_{mark}"]} for mark in ("chosen", "rejected")}
+        prompt = {"prompt": row["prompt"], "conversation": None, "answer": None}
+        shown[pick.prompt_id] = _example(prompt, answers, rewards, pick)
+    return shown
 
 
 def _example(

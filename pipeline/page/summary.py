@@ -26,7 +26,7 @@ def facts(settings: Mapping[str, Any], num_settled: int) -> list[tuple[str, str]
     if not settings:
         return []
     policy, prompts, sample, update = (settings.get(key) or {} for key in ("policy", "prompts", "sample", "update"))
-    rewards, evaluate = settings.get("score", {}).get("rewards", []), settings.get("evaluate")
+    pairs, score = settings.get("pairs"), settings.get("score") or {}
     asked = num_rounds(settings)
     told = [
         ("policy", f"{policy.get('path')} in {policy.get('dtype')}"),
@@ -35,10 +35,18 @@ def facts(settings: Mapping[str, Any], num_settled: int) -> list[tuple[str, str]
         ("learning_rate", str(update.get("learning_rate"))),
         ("reference", str(settings.get("reference"))),
         ("rounds", f"{num_settled} settled of {asked}" if asked != num_settled else str(asked)),
-        ("prompts", f"{prompts.get('path')}, {prompts.get('per_round'):,} a round"),
-        ("candidates", f"{sample.get('num_generations')} a prompt, temperature {sample.get('temperature')}"),
-        ("rewards", ", ".join(map(_reward, rewards))),
-        ("evaluated on", _evaluated_on(evaluate)),
+    ]
+    if pairs:
+        told.append(("pairs", f"{pairs.get('path')}, as they came"))
+    if prompts:
+        told += [
+            ("prompts", f"{prompts.get('path')}, {prompts.get('per_round'):,} a round"),
+            ("candidates", f"{sample.get('num_generations')} a prompt, temperature {sample.get('temperature')}"),
+        ]
+    if score:
+        told.append(("rewards", ", ".join(map(_reward, score.get("rewards", [])))))
+    told += [
+        ("evaluated on", _evaluated_on(settings.get("evaluate"))),
         ("seed", str(settings.get("run", {}).get("seed"))),
     ]
     for round in range(1, (asked or 0) + 1):

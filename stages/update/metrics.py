@@ -62,7 +62,7 @@ class StepMetrics:
             r_l > self.gate_floor,
             (r_l != 0) & (r_l.abs() <= self.gate_floor),
         )
-        self._sums += torch.stack([column.double().sum().cpu() for column in columns])
+        self._sums += torch.stack([column.double().sum() for column in columns]).cpu()
         self._num_pairs += len(loss_B)
         self._num_tokens += float((pairs.chosen_len_B + pairs.rejected_len_B).sum())
 

@@ -48,6 +48,12 @@ class Prefloop:
         done = subprocess.run([*COMMAND, "status", str(folder)], cwd=ROOT, capture_output=True, text=True)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
+    def command(self, *words: str, sets: tuple[str, ...] = ()) -> Outcome:
+        """Any command, as it is written."""
+        options = [part for override in sets for part in ("--set", override)]
+        done = subprocess.run([*COMMAND, *words, *options], cwd=ROOT, capture_output=True, text=True, timeout=400)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
     def _start(self, config: str | Path, overrides: tuple[str, ...]) -> subprocess.Popen[str]:
         sets = [part for o in (f"run.dir={self.runs}", *self.defaults, *overrides) for part in ("--set", o)]
         return subprocess.Popen(

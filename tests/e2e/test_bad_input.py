@@ -44,6 +44,7 @@ def refused(outcome, *says: str, code: int = 1) -> None:
         (["rounds=-1"], 2, "rounds"),
         (["sample.temperature=0"], 2, "sample.temperature"),
         (["model={path: x}"], 2, "policy"),
+        (["sample.max_new_tokens=32"], 2, "context"),
         (["cluster.address=127.0.0.1:1"], 1, "cluster.address"),
     ],
 )

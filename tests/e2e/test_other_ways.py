@@ -25,13 +25,15 @@ def outcome(prefloop, policy_folder, tmp_path_factory):
     rows += [rows[0], {"q": "1" * 40 + ">", "answer": "x", "level": 0}]
     (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
+        "run": {"tensorboard": False},
         "policy": {"path": str(policy_folder), "dtype": "bfloat16"},
         "reference": "initial",
         "prompts": {"path": str(folder / "own.jsonl"), "per_round": 80, "columns": {"prompt": "q"}},
         "sample": {"num_generations": 4, "max_new_tokens": 8, "engines": 2, "top_p": 0.95},
         "score": {"rewards": [{"type": "function", "target": "own_rewards:few_nines"}]},
         "pair": {"truncated": "keep"},
-        "update": {"loss_type": "dpo", "learning_rate": 1e-3, "global_batch_size": 16, "workers": 1, "zero_stage": 1},
+        "update": {"loss_type": "dpo", "learning_rate": 1e-3, "global_batch_size": 16, "workers": 1}
+        | {"zero_stage": 0, "gradient_checkpointing": True},
         "evaluate": {"holdout": 0.2, "num_prompts": 50},
     }
     (folder / "own.yaml").write_text(yaml.safe_dump(config))
@@ -46,8 +48,9 @@ def table(folder, name):
 
 
 def test_it_runs_to_its_end(outcome):
-    result, _ = outcome
+    result, folder = outcome
     assert result.code == 0, result.out + result.err
+    assert not (folder / "tensorboard").exists() and "tensorboard" not in result.out
     assert "1 repeated rows merged" in result.out
 
 

@@ -16,7 +16,8 @@ import os, sys
 from pathlib import Path
 
 from cluster.config import ClusterConfig
-from cluster.session import Resources, session, set_environment
+from cluster.resources import Resources
+from cluster.session import session, set_environment
 
 folder = Path(sys.argv[1])
 
@@ -58,7 +59,8 @@ def attempt(work):
 
 
 with session(config, log_dir=folder, search_path=[folder]):
-    pool = Pool(object, name="pool", size=2, resources=share, log_dir=folder, max_restarts=1)
+    pool = Pool(object, name="pool", size=2, resources=share, log_dir=folder, max_restarts=1,
+                start_timeout_s=60)
     print("pool", sorted(pool.map([DieOnce("a"), DieOnce("b")])))
     print("pool refusal", attempt(lambda: list(pool.map([Refuse()]))))
     print("pool lost", attempt(lambda: list(pool.map([DieAlways()]))))
@@ -66,7 +68,7 @@ with session(config, log_dir=folder, search_path=[folder]):
 
     def group():
         return TrainingGroup(object, size=2, resources=share, refusals=(ValueError,), storage=folder / "train",
-                             log_dir=folder, max_restarts=1)
+                             log_dir=folder, max_restarts=1, start_timeout_s=60)
 
     reports, first = [], group()
     print("group", first.run(DieOnce("c"), on_report=reports.append), reports)

@@ -112,6 +112,7 @@ def test_tensorboards_curves_are_the_metrics_and_the_evaluations(story):
     for name, points in update.items():
         assert points == [(number, pytest.approx(step[name], rel=1e-6)) for number, step in enumerate(steps, 1)], name
     rounds = json.loads((story["folder"] / "report.json").read_text())["rounds"]
+    assert f"tensorboard --logdir {story['folder'] / 'tensorboard'}" in story["second"].out
     rewards = [(r["round"], pytest.approx(r["evaluate"]["reward"], rel=1e-6)) for r in rounds]
     assert read_curves(story["folder"] / "tensorboard" / "evaluation")["reward"] == rewards
 

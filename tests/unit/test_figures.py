@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.session import Devices
+from cluster.resources import Devices
 from pipeline import figures
 from pipeline.artifacts import Entry
 from pipeline.config_file import load_config
@@ -71,7 +71,14 @@ def layout(devices, *overrides):
 def test_on_two_cores_all_workers_and_a_task_hold_theirs_at_once():
     found = layout(Devices(cpus=2, gpus=0))
     assert sum(count * each.cpus for count, each in found.workers) <= 2
-    assert (found.threads, found.trainer_threads) == (2, 1)
+
+
+def test_rounds_with_other_numbers_of_workers_share_one_layout():
+    """Else the workers of one round would hold what those of the next wait for."""
+    grown = "rounds=[{}, {update: {workers: 2}, sample: {engines: 2}}]"
+    small, found = (layout(Devices(cpus=2, gpus=0), "update.workers=1", *more) for more in ((), (grown,)))
+    assert sum(count for count, _ in found.workers) == sum(count for count, _ in small.workers) + 2
+    assert sum(count * each.cpus for count, each in found.workers) <= 2
     assert found.sampler.gpus == found.scorer.gpus == found.trainer.gpus == 0
 
 

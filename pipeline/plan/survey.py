@@ -1,0 +1,128 @@
+"""What a config names, as far as it lies here: sizes of models, lengths of prompts. Nothing is made, fetched or hashed.
+
+What is not here is no error: a plan may be made far from the machines and files that it is for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from pipeline import embedded, models
+from pipeline.config import Config, PairsConfig, PromptsConfig
+from pipeline.plan.model_facts import ModelFacts, read_facts
+from pipeline.prompt_files import read_rows
+from pipeline.prompts import find_columns
+from stages.score.config import ModelReward
+
+_MOST_ROWS = 20_000  # read of a file of prompts
+_JSON_SUFFIXES = (".jsonl", ".json")  # the forms that are read without another library
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as named and found; `facts` is None where its files are not here, and `missing` then says so."""
+
+    key: str
+    name: str
+    facts: ModelFacts | None
+    missing: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file of prompts, or of ready pairs, looked into.
+
+    Attributes:
+        num_rows: how many rows it has; None where there are more than were read.
+        longest_bytes: of the longest prompt read, or the longest whole pair, in UTF-8.
+        chats: whether it holds chats.
+    """
+
+    num_rows: int | None
+    longest_bytes: int
+    chats: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was found, models and data by their names in the config, and in words what was not."""
+
+    policy: Model
+    rewards: Mapping[str, Model]
+    data: Mapping[str, DataFile]
+    missing: Sequence[str]
+
+    def data_of(self, config: Config) -> DataFile | None:
+        """What a round's config trains on, prompts or ready pairs; None where it is not known."""
+        section = config.prompts or config.pairs
+        return self.data.get(section.path) if section is not None else None
+
+
+def look(configs: Sequence[Config]) -> Survey:
+    """Look at what the configs of a run's rounds name.
+
+    Raises:
+        PrefloopError: for a file that is here and cannot be used.
+    """
+    policy = _model(configs[0].policy.path, "policy.path", models.check_policy)
+    rewards: dict[str, Model] = {}
+    data: dict[str, DataFile] = {}
+    missing = [policy.missing]
+    for config in configs:
+        for index, reward in enumerate(config.rewards):
+            if isinstance(reward, ModelReward) and reward.path not in rewards:
+                found = _model(reward.path, f"score.rewards.{index}.path", models.check_reward)
+                rewards[reward.path] = found
+                missing.append(found.missing)
+        section, key = (config.prompts, "prompts") if config.prompts is not None else (config.pairs, "pairs")
+        file = _data(section, key) if section is not None else None
+        if isinstance(file, str):
+            missing.append(file)
+        elif section is not None and file is not None:
+            data[section.path] = file
+    return Survey(policy, rewards, data, list(dict.fromkeys(words for words in missing if words)))
+
+
+def _model(name: str, key: str, check: Callable[..., None]) -> Model:
+    folder = models.find_here(name, key=key)
+    if folder is None:
+        made = name.startswith(embedded.PREFIX)
+        missing = "is made on first use, half a million parameters, and not yet" if made else "is not on this machine"
+        return Model(key, name, None, f"{key} {name} {missing}")
+    if any(folder.glob("*.safetensors")):
+        check(folder, key=key)
+    facts = read_facts(folder)
+    return Model(
+        key, name, facts, None if facts else f"{key} {name}: its config.json and safetensors do not tell sizes"
+    )
+
+
+def _data(section: PromptsConfig | PairsConfig, section_key: str) -> DataFile | str:
+    """The training prompts or pairs, or in words what is not known about them."""
+    key, name = f"{section_key}.path", section.path
+    path = models.find_here(name, key=key)
+    if path is None:
+        return f"{key} {name} is not on this machine: how many {section_key} there are, how long, texts or chats"
+    if path.suffix not in _JSON_SUFFIXES:
+        return f"{key} {name}: how many {section_key} there are, how long, texts or chats (only JSON is looked into)"
+    longest, count, chats = 0, 0, False
+    for where, row in islice(read_rows(path, key=key), _MOST_ROWS + 1):
+        if isinstance(section, PairsConfig):
+            longest = max(longest, len(json.dumps(row, ensure_ascii=False).encode()))
+        else:
+            columns = find_columns(row, section.columns, where=where)
+            value = row.get(columns.prompt or columns.messages or "")
+            chats = chats or isinstance(value, list) or section.to_chat
+            longest = max(longest, len(_text(value).encode()))
+        count += 1
+    return DataFile(count if count <= _MOST_ROWS else None, longest, chats)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    turns = [turn.get("content", turn.get("value", "")) for turn in value if isinstance(turn, dict)]
+    return "\n".join(map(str, turns))

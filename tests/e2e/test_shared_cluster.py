@@ -1,0 +1,92 @@
+"""A cluster that others use too: a run that cannot get its cores ends in time, and says what it waited for."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys, time, ray
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+
+
+@ray.remote(num_cpus=float(sys.argv[2]))
+class Other:
+    def here(self): return True
+
+
+other = Other.remote()
+ray.get(other.here.remote())
+print("held", flush=True)
+time.sleep(600)
+"""
+SHORT = ("rounds=1", "prompts.per_round=32", "prompts.shard_size=32", "evaluate=null", "cluster.start_timeout_s=12")
+
+
+@contextmanager
+def group(command: list[str], log: Path, *, says: str) -> Iterator[None]:
+    """A process group that has said something, ended with the block."""
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while says not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[str]:
+    """The address of a Ray of two cores; its sockets need a short path."""
+    folder = tmp_path_factory.mktemp("ray")
+    with socket.socket() as free, pytest.MonkeyPatch.context() as patch:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray = str(Path(sys.executable).with_name("ray"))
+        options = ["--head", "--num-cpus=2", f"--port={port}", "--include-dashboard=false", "--disable-usage-stats"]
+        with group([ray, "start", *options, "--block"], folder / "ray.log", says="runtime started"):
+            yield f"127.0.0.1:{port}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("held", "waits"), [(1.9, "task"), (0.6, "trainer")])
+def test_a_run_that_others_keep_waiting_ends_in_time_and_says_so(prefloop, cluster, tmp_path, held, waits):
+    hold = [sys.executable, "-c", HOLD, cluster, str(held)]
+    with group(hold, tmp_path / "hold.log", says="held"):
+        started = time.monotonic()
+        outcome = prefloop.run(f"run.name=kept-{waits}", f"cluster.address={cluster}", *SHORT)
+    assert outcome.code == 1, outcome.err
+    assert f"wanted: {waits}: " in outcome.err and "within 12 s" in outcome.err
+    free = re.search(r"got:    2 cores and 0 GPUs, of which ([\d.]+) core", outcome.err)
+    assert free is not None and float(free[1]) < 2 - held + 0.01, outcome.err
+    assert time.monotonic() - started < 120
+
+
+@pytest.mark.slow
+def test_a_run_that_the_cluster_can_never_hold_is_refused_at_once(prefloop, cluster):
+    outcome = prefloop.run("run.name=never", f"cluster.address={cluster}", "update.device=cuda", *SHORT)
+    assert outcome.code == 2 and "update.device" in outcome.err
+    assert "sample" not in outcome.out

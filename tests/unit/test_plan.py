@@ -1,0 +1,291 @@
+"""Plans: what they know of models, how needs change with the config, what they refuse, and what they do not know."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.resources import Devices, Node, Resources, place
+from pipeline.config import Config
+from pipeline.config_file import load_config
+from pipeline.layout import lay_out
+from pipeline.plan import memory
+from pipeline.plan.command import outlook_of, refuse_what_cannot_be_held, show_plan
+from pipeline.plan.hardware import named
+from pipeline.plan.memory import Lengths
+from pipeline.plan.model_facts import ModelFacts, read_facts
+from stages.errors import ConfigError, InputError
+from stages.update.config import UpdateConfig
+
+QUICKSTART = Path("configs/quickstart.yaml")
+LENGTHS = Lengths(200, 100)
+TINY = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
+
+def tiny_llama(**more):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**TINY | {"bos_token_id": 1, "eos_token_id": 2} | more))
+
+
+def small_files_of_a_70b_model(folder: Path) -> Path:
+    """What a download of its JSON files gives; 80 layers, 70.6 billion parameters, tokenizer left out."""
+    large = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    config = TINY | large | {"num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    index = {"metadata": {"total_size": 2 * 70_553_706_496}, "weight_map": {}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def config_of(*overrides: str) -> Config:
+    return load_config(QUICKSTART, overrides)
+
+
+# ---- models ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shard", ["1GB", "100KB"])
+def test_parameters_are_counted_without_opening_the_weights(tmp_path, tied, shard):
+    model = tiny_llama(tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    facts = read_facts(tmp_path)
+    assert facts is not None
+    assert facts.num_parameters == sum(p.numel() for p in model.parameters())
+    assert (facts.vocab_size, facts.context, facts.num_kv_heads, facts.head_size) == (300, 512, 2, 16)
+
+
+def test_a_cut_weights_file_is_refused(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match="whole safetensors"):
+        read_facts(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_layers_keep_for_the_backward_pass_is_estimated_from_above_and_not_far_off(tmp_path, dtype):
+    import torch
+
+    from stages.update.batching import token_batch
+    from stages.update.logps import answer_logps
+
+    model = tiny_llama(dtype=dtype).to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = answer_logps(model, token_batch([[5] * 200] * 4, [[6] * 100] * 4), torch.device("cpu"))
+    facts = read_facts(tmp_path)
+    assert facts is not None
+    activations = memory.activation_bytes(facts, num_sequences=4, lengths=LENGTHS, dtype=dtype)
+    logits = memory.logits_bytes(facts, num_sequences=4, lengths=LENGTHS, dtype=dtype)
+    assert sum(kept.values()) <= activations + logits <= 3 * sum(kept.values())
+    del loss
+
+
+# ---- needs ----------------------------------------------------------------------------------------------------------
+
+SIZES = st.builds(
+    ModelFacts,
+    num_parameters=st.integers(10**5, 10**12),
+    hidden_size=st.integers(64, 16384),
+    intermediate_size=st.integers(64, 65536),
+    num_layers=st.integers(1, 120),
+    vocab_size=st.integers(16, 300_000),
+    num_heads=st.integers(1, 128),
+    num_kv_heads=st.integers(1, 128),
+    head_size=st.integers(8, 256),
+    context=st.none() | st.integers(64, 1 << 20),
+    chat_template=st.none() | st.booleans(),
+)
+DTYPES = st.sampled_from(["float32", "bfloat16"])
+
+
+@given(facts=SIZES, dtype=DTYPES, workers=st.integers(1, 64), more=st.integers(1, 64), on_cpu=st.booleans())
+def test_more_workers_never_need_more_each_under_zero_3(facts, dtype, workers, more, on_cpu):
+    def need(count: int) -> memory.Need:
+        update = UpdateConfig(zero_stage=3, workers=count)
+        return memory.trainer(facts, update, dtype=dtype, lengths=LENGTHS, on_cpu=on_cpu)
+
+    assert need(workers + more).total <= need(workers).total
+    assert need(workers + more).least <= need(workers).least
+
+
+@given(facts=SIZES, dtype=DTYPES, workers=st.integers(1, 64))
+def test_a_higher_zero_stage_never_needs_more_at_the_least(facts, dtype, workers):
+    least = [
+        memory.trainer(facts, UpdateConfig(zero_stage=s, workers=workers), dtype=dtype, lengths=LENGTHS, on_cpu=False)
+        for s in (1, 2, 3)
+    ]
+    assert least[0].least >= least[1].least >= least[2].least
+    assert all(need.least <= need.total for need in least)
+
+
+# ---- places ---------------------------------------------------------------------------------------------------------
+
+
+def test_sums_are_not_enough_where_no_single_machine_holds_a_worker():
+    worker = Resources(1.0, 1.0)
+    assert place([Node(4, 0), Node(0.5, 4)], [worker]) is None
+    assert place([Node(4, 0), Node(1, 4)], [worker]) is not None
+    assert place([Node(8, 4), Node(8, 4)], [Resources(1, 8)]) is None
+
+
+def test_shares_of_a_gpu_are_of_one_gpu():
+    assert place([Node(8, 2)], [Resources(1, 0.66)] * 3) is None
+    places = place([Node(8, 2)], [Resources(1, 0.5)] * 3)
+    assert places is not None
+    assert sorted(spot.gpus for spot in places) == [(0,), (0,), (1,)]
+
+
+@given(
+    cpus=st.integers(1, 32),
+    gpus=st.integers(0, 8),
+    engines=st.integers(1, 4),
+    ranks=st.sampled_from([1, 2, 4]),
+    workers=st.integers(1, 8),
+    device=st.sampled_from(["auto", "cpu"]),
+)
+def test_what_is_laid_out_on_one_machine_finds_its_places(cpus, gpus, engines, ranks, workers, device):
+    config = config_of()
+    config = config.model_copy(
+        update={
+            "sample": config.sample.model_copy(update={"engines": engines, "tensor_parallel_size": ranks}),
+            "update": config.update.model_copy(update={"workers": workers, "device": device}),
+        }
+    )
+    try:
+        layout = lay_out(config, Devices(cpus, gpus))
+    except ConfigError:
+        return
+    assert place([Node(cpus, gpus)], [each for count, each in layout.workers for _ in range(count)]) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes", "node", "gpu_bytes", "ram_bytes"),
+    [
+        ("8x80GB", 1, Node(64, 8), 80 * 10**9, None),
+        ("2x8x80gb", 2, Node(64, 8), 80 * 10**9, None),
+        ("1x22.5GiB", 1, Node(8, 1), int(22.5 * 2**30), None),
+        ("cpu:16", 1, Node(16, 0), None, None),
+        ("16cpu", 1, Node(16, 0), None, None),
+        ("cpu:16x64GB", 1, Node(16, 0), None, 64 * 10**9),
+    ],
+)
+def test_devices_are_named(text, nodes, node, gpu_bytes, ram_bytes):
+    hardware = named(text)
+    assert (hardware.num_nodes, hardware.node) == (nodes, node)
+    assert (hardware.gpu_bytes, hardware.ram_bytes) == (gpu_bytes, ram_bytes)
+
+
+@pytest.mark.parametrize("text", ["", "8", "8x80", "x80GB", "0x80GB", "8x80TB", "cpu:0", "gpu:8", "8x80GBx2"])
+def test_devices_of_another_form_are_refused_with_examples(text):
+    with pytest.raises(ConfigError, match="2x8x80GB"):
+        named(text)
+
+
+# ---- plans ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_quickstart_fits_here():
+    outlook = outlook_of(config_of())
+    assert not outlook.shortages
+    assert refuse_what_cannot_be_held(config_of()) == []
+    assert [worker.count for worker in outlook.workers] == [1, 1, 2, 1]
+
+
+def test_each_round_says_what_it_does():
+    first, second = outlook_of(config_of("rounds=2", "reference=previous")).rounds
+    assert first.sentence == (
+        "samples 512 prompts x 8 answers from the first policy, makes at most 512 pairs, and trains it on them in at "
+        "most 32 steps, against itself as the round starts"
+    )
+    assert "from round 1's result" in second.sentence and "against the first policy" in second.sentence
+
+
+def test_a_model_too_large_is_refused_with_exit_code_2_and_the_reason(tmp_path):
+    folder = small_files_of_a_70b_model(tmp_path / "70b")
+    sets = (f"policy.path={folder}", "policy.dtype=bfloat16", "update.workers=1", "update.device=auto")
+    command = [sys.executable, "-m", "pipeline", "plan", str(QUICKSTART), "--devices", "1x24GB"]
+    done = subprocess.run([*command, *(f"--set={s}" for s in sets)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "131.4 GiB" in done.stderr and "at the least" in done.stderr and "tensor_parallel_size" in done.stderr
+    assert "round 3" in done.stdout and "no room" in done.stdout
+    larger = outlook_of(config_of(*sets, "sample.tensor_parallel_size=8"), "16x80GB")
+    assert [shortage.where for shortage in larger.shortages] == ["memory of a GPU"]
+    assert "AdamW" in larger.shortages[0].wanted
+
+
+def test_enough_gpus_hold_what_fewer_did_not(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    sets = (f"policy.path={tmp_path}", "update.device=auto", "update.workers=4", "sample.max_new_tokens=64")
+    with pytest.raises(ConfigError, match="one each"):
+        show_plan(QUICKSTART, sets, devices="4x24GB", in_json=True)
+    show_plan(QUICKSTART, sets, devices="6x24GB", in_json=True)
+
+
+def test_without_the_models_files_the_plan_says_what_it_cannot_know(capsys):
+    sets = ("policy.path=no-such/model", "prompts.path=elsewhere.jsonl", "cluster.address=10.0.0.1:6379")
+    show_plan(QUICKSTART, sets, devices=None, in_json=True)
+    plan = json.loads(capsys.readouterr().out)
+    told = "\n".join(plan["unknown"])
+    for word in ("no-such/model", "elsewhere.jsonl", "parameters", "chat template", "--devices"):
+        assert word in told
+    assert plan["policy_bytes"] is None and len(plan["rounds"]) == 3
+
+
+def test_more_disk_than_there_is_is_refused(tmp_path):
+    folder = small_files_of_a_70b_model(tmp_path / "70b")
+    outlook = outlook_of(config_of(f"policy.path={folder}", f"run.dir={tmp_path}", "rounds=10000"))
+    shortage = next(shortage for shortage in outlook.shortages if shortage.where.startswith("disk"))
+    assert shortage.certain
+
+
+def test_prompts_are_looked_into(tmp_path):
+    file = tmp_path / "chats.jsonl"
+    chat = [{"role": "user", "content": "ä" * 50}]
+    file.write_text("".join(json.dumps({"messages": chat, "n": n}) + "\n" for n in range(100)))
+    tiny_llama().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_config.json").write_text("{}")
+    sets = (f"policy.path={tmp_path / 'model'}", f"prompts.path={file}", "sample.max_new_tokens=64")
+    found = {shortage.where: shortage for shortage in outlook_of(config_of(*sets)).shortages}
+    assert found["prompts.per_round"].wanted == "at most the 100 prompts there are"
+    assert "chat template" in found[f"policy.path {tmp_path / 'model'}"].wanted
+
+
+def test_settings_beyond_the_models_context_are_refused(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    for setting in ("sample.max_new_tokens=512", "sample.max_model_len=1024"):
+        with pytest.raises(ConfigError, match="context 512"):
+            refuse_what_cannot_be_held(config_of(f"policy.path={tmp_path}", setting))
+
+
+def test_what_is_only_estimated_refuses_a_plan_and_warns_a_run(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    sets = [f"policy.path={tmp_path}", "sample.kv_cache_gib=10000"]
+    assert [shortage.certain for shortage in refuse_what_cannot_be_held(config_of(*sets))] == [False]
+    with pytest.raises(ConfigError, match="by an estimate"):
+        show_plan(QUICKSTART, sets, devices=None, in_json=False)

@@ -1,0 +1,109 @@
+"""How many rounds a run has, what stops it early, and which file gives which round."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from pipeline.config import StopConfig
+from pipeline.schedule import add_rounds, asked_rounds, parse_addition, reason_to_stop
+from pipeline.watch import Watch
+from stages.errors import ConfigError
+
+
+def test_rounds_are_added_to_a_finished_run(tmp_path):
+    assert add_rounds(tmp_path, 3, 2, settled=3, going_on=False) == (5, True)
+    assert asked_rounds(tmp_path, 3) == 5
+
+
+def test_the_same_addition_carries_on_where_it_was_interrupted(tmp_path):
+    add_rounds(tmp_path, 3, 2, settled=3, going_on=False)
+    assert add_rounds(tmp_path, 3, 2, settled=4, going_on=False) == (5, False)
+    assert add_rounds(tmp_path, 3, 2, settled=5, going_on=False) == (7, True)
+
+
+def test_a_run_that_is_going_on_takes_every_addition(tmp_path):
+    assert add_rounds(tmp_path, 3, 1, settled=1, going_on=True) == (4, True)
+    assert add_rounds(tmp_path, 3, 1, settled=1, going_on=True) == (5, True)
+
+
+def test_a_larger_number_in_the_config_counts(tmp_path):
+    add_rounds(tmp_path, 3, 2, settled=3, going_on=False)
+    assert asked_rounds(tmp_path, 9) == 9
+
+
+@pytest.mark.parametrize("text", ["2", "+0", "+x", "+", "-1", "+1.5"])
+def test_only_a_number_to_add_is_understood(text):
+    with pytest.raises(ConfigError, match="--rounds"):
+        parse_addition(text)
+
+
+def reports(*rewards, kl=0.0, hours=0.0):
+    return [
+        {"round": number, "evaluate": {"reward": reward, "kl": kl if number else 0.0}, "seconds": hours * 3600}
+        for number, reward in enumerate(rewards)
+    ]
+
+
+def test_patience_counts_rounds_since_the_best():
+    stop = StopConfig(patience=2)
+    assert reason_to_stop(stop, reports(1.0, 2.0, 1.9)) is None
+    assert "best is 2.00, round 1" in reason_to_stop(stop, reports(1.0, 2.0, 1.9, 2.0))
+    assert "before the first round" in reason_to_stop(stop, reports(1.0, 0.5, 0.6))
+    assert reason_to_stop(stop, reports(1.0, 0.5, 1.1)) is None
+
+
+def test_divergence_and_hours_stop_a_run_and_nothing_does_unasked():
+    far = reports(1.0, 2.0, kl=12.5, hours=0.3)
+    assert reason_to_stop(StopConfig(), far) is None
+    assert "12.50 nats" in reason_to_stop(StopConfig(max_kl=10.0), far)
+    assert reason_to_stop(StopConfig(max_kl=13.0), far) is None
+    assert "max_hours" in reason_to_stop(StopConfig(max_hours=0.25), far)
+    assert reason_to_stop(StopConfig(patience=1, max_kl=1e-3), reports(1.0)) is None
+
+
+# ---- a watched folder -----------------------------------------------------------------------------------------------
+
+
+def put(folder, name, age=10.0):
+    (folder / name).write_text('{"prompt": "1>"}\n', encoding="utf-8")
+    os.utime(folder / name, (time.time() - age,) * 2)
+
+
+def test_files_are_taken_once_in_the_order_of_their_times_until_the_stop_file(tmp_path):
+    folder, ledger = tmp_path / "in", tmp_path / "watched.json"
+    folder.mkdir()
+    for name, age in (("b.jsonl", 30.0), ("a.jsonl", 20.0), (".hidden.jsonl", 40.0), ("notes.txt", 50.0)):
+        put(folder, name, age)
+    taken = []
+    watch = Watch(ledger, folder)
+    (folder / "STOP").touch()
+    while (file := watch.next_file()) is not None:
+        taken.append(file.name)
+        watch.take(file, round=len(taken))
+    assert taken == ["b.jsonl", "a.jsonl"]
+    assert Watch(ledger).file_of(2) == folder / "a.jsonl"
+    assert Watch(ledger).next_file() is None
+
+
+def test_a_refused_file_gives_its_round_to_the_next_one(tmp_path):
+    watch = Watch(tmp_path / "watched.json", tmp_path)
+    put(tmp_path, "bad.jsonl")
+    file = watch.next_file()
+    watch.take(file, round=1)
+    watch.refuse(file, "broken")
+    assert watch.file_of(1) is None
+    (tmp_path / "STOP").touch()
+    assert watch.next_file() is None
+
+
+def test_a_file_that_is_still_written_is_waited_for(tmp_path):
+    watch = Watch(tmp_path / "watched.json", tmp_path)
+    put(tmp_path, "growing.jsonl", age=-2.0)
+    threading.Timer(0.6, lambda: put(tmp_path, "growing.jsonl", age=5.0)).start()
+    started = time.monotonic()
+    assert watch.next_file() == tmp_path / "growing.jsonl"
+    assert time.monotonic() - started > 0.4
