@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from pipeline.texts import visible
 from stages.errors import ConfigError, PrefloopError
 
 
@@ -199,6 +200,6 @@ def _answer_for(work: Callable[[], Any]) -> None:
 def _leave(message: str, status: int) -> None:
     sys.stdout.flush()
     if message:
-        print(message, file=sys.stderr, flush=True)
+        print(visible(message), file=sys.stderr, flush=True)
     # Ray and torch threads may still be up; they must not delay the exit, talk over it, or change its status.
     os._exit(status)

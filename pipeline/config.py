@@ -23,10 +23,15 @@ COLUMN_ROLES = ("prompt", "messages", "answer")
 PAIR_ROLES = ("prompt", "messages", "chosen", "rejected", "score_chosen", "score_rejected")
 
 
+MAX_ROUNDS = 100_000
+NAME = r"^[A-Za-z0-9][\w.-]*$"
+"""What a run may be called."""
+
+
 class RunSection(Settings):
     """Name, place and seed of a run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="of the run's folder")
+    name: str = Field(pattern=NAME, description="of the run's folder")
     dir: Path = where(Path("runs"), description="where run folders lie")
     seed: int = Field(0, ge=0)
     tensorboard: bool = where(
@@ -37,7 +42,7 @@ class RunSection(Settings):
 class PolicyConfig(Settings):
     """The policy to align."""
 
-    path: str = Field(description="a Hugging Face folder, a hub name, or embedded:reverse")
+    path: str = Field(min_length=1, description="a Hugging Face folder, a hub name, or embedded:reverse")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     pad_token: str | None = Field(None, description="where the tokenizer names none")
 
@@ -161,7 +166,7 @@ class Config(Settings):
     @field_validator("rounds", mode="before")
     @classmethod
     def _number_or_list(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ROUNDS:
             return value
         if isinstance(value, (list, tuple)) and all(entry is None or isinstance(entry, dict) for entry in value):
             return tuple(entry or {} for entry in value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import ROUND_SECTIONS, Config
+from pipeline.config import NAME, ROUND_SECTIONS, Config
 from stages.errors import ConfigError
 
 _TAGS = ("model", "function")  # of the rewards' union
@@ -24,33 +25,80 @@ def load_config(file: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: if the file cannot be read, a key is unknown, or a value is not allowed.
     """
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.yaml")], n=1)
-        hint = f"did you mean {file.parent / near[0]}?" if near else "configs/quickstart.yaml is one to start from"
-        raise ConfigError(str(file), wanted="a YAML file", got="no such file", fix=hint) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        message = " ".join(str(error).split())
-        raise ConfigError(str(file), wanted="readable YAML", got=message, fix="mend the file there") from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            str(file),
-            wanted="sections such as run:, policy:, prompts:",
-            got=type(values).__name__,
-            fix="see configs/quickstart.yaml",
-        )
+    values = _read(file)
     for override in overrides:
         _apply(values, override)
-    values.setdefault("run", {})
-    if isinstance(values["run"], dict):
-        values["run"].setdefault("name", file.stem)
+    run = values.setdefault("run", {})
+    if isinstance(run, dict) and "name" not in run:
+        run["name"] = file.stem
+        if not re.match(NAME, file.stem):
+            name = re.sub(r"\W+", "-", file.stem).strip("-") or "mine"
+            raise ConfigError(
+                f"{file}: run.name",
+                wanted=_FORMS["name"],
+                got=f"{file.stem!r}, after the file",
+                fix=f"--set run.name={name}, or another name for the file",
+            )
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise _readable(error, file) from None
     _check_rounds(config, file)
     return config
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key of a section may stand twice: the later one would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, yaml.Node] = {}
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and name in seen:
+                first, again = seen[name].start_mark.line + 1, key.start_mark
+                problem = f"the key {name!r} stands here and in line {first}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=again)
+            seen[name] = key
+        return super().construct_mapping(node, deep)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A file's sections, as plain values."""
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.yaml")], n=1)
+        hint = f"did you mean {file.parent / near[0]}?" if near else "configs/quickstart.yaml is one to start from"
+        raise ConfigError(str(file), wanted="a YAML file", got="no such file", fix=hint) from None
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise ConfigError(str(file), wanted="a YAML file", got=got, fix="name a file that you may read") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        got = f"the byte 0x{error.object[error.start]:02x} in line {line}"
+        raise ConfigError(str(file), wanted="text in UTF-8", got=got, fix="save the file as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(str(file), wanted="YAML", got=_first_finding(error), fix="mend the file there") from None
+    except RecursionError:
+        got = "values inside values, too deep to read"
+        raise ConfigError(str(file), wanted="YAML", got=got, fix="see configs/quickstart.yaml") from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            str(file),
+            wanted="sections such as run:, policy:, prompts:",
+            got="nothing" if values is None else "a list" if isinstance(values, list) else f"only {values!r}",
+            fix="see configs/quickstart.yaml",
+        )
+    return values
+
+
+def _first_finding(error: yaml.YAMLError) -> str:
+    """What YAML's reader says, with the line, without its excerpt."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    told = ", ".join(part for part in (error.context, error.problem) if part)  # type: ignore[attr-defined]
+    return f"{told} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def _check_rounds(config: Config, file: Path) -> None:
@@ -76,16 +124,19 @@ def _apply(values: dict[str, Any], override: str) -> None:
             f"--set {override}", wanted="key=value", got=override, fix="for example --set sample.temperature=0.8"
         )
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}", wanted="a YAML value", got=str(error), fix="quote the value") from None
+        value = yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        got = _first_finding(error) if isinstance(error, yaml.YAMLError) else "values inside values, too deep to read"
+        raise ConfigError(
+            f"--set {key}", wanted="a YAML value", got=got, fix=f"put quotes around it: --set '{key}=\"…\"'"
+        ) from None
     target: Any = values
     *parents, last = key.split(".")
     try:
         for name in parents:
-            target = target[int(name)] if isinstance(target, list) else target.setdefault(name, {})
+            target = target[_index(name)] if isinstance(target, list) else target.setdefault(name, {})
         if isinstance(target, list):
-            target[int(last)] = value
+            target[_index(last)] = value
         else:
             target[last] = value
     except (TypeError, ValueError, IndexError, AttributeError):
@@ -95,6 +146,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
             got=f"a path through something that is no section or list at {name if parents else last!r}",
             fix="list entries are numbered from 0, for example --set score.rewards.0.weight=0.5",
         ) from None
+
+
+def _index(name: str) -> int:
+    if not name.isdecimal():
+        raise ValueError(name)
+    return int(name)
 
 
 def _readable(error: ValidationError, file: Path, *, under: str = "") -> ConfigError:
@@ -119,11 +176,48 @@ def _readable(error: ValidationError, file: Path, *, under: str = "") -> ConfigE
     if isinstance(inner, ConfigError):
         name = ".".join(parts if parts and parts[-1] == inner.where else [*parts, inner.where])
         return ConfigError(f"{file}: {name}", wanted=inner.wanted, got=inner.got, fix=inner.fix + more)
-    message = first["msg"]
     if first["type"] == "missing":
         return ConfigError(f"{file}: {key}", wanted="a value", got="nothing", fix=f"add it, or --set {key}=…{more}")
-    where = f"{file}: {key}" if key else str(file)
-    return ConfigError(where, wanted=message, got=got, fix=f"change it in the file, or with --set{more}")
+    where, change = (f"{file}: {key}", f"--set {key}=…") if key else (str(file), "--set")
+    return ConfigError(where, wanted=_in_words(first), got=got, fix=f"change it in the file, or with {change}{more}")
+
+
+_FORMS = {
+    "name": "letters, digits, dots, underscores and hyphens, a letter or digit first: it names a folder",
+    "target": "module:function",
+}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "path": "a path",
+    "tuple": "a list",
+    "dict": "keys with values",
+    "model": "a section of keys with values",
+}
+
+
+def _in_words(finding: Any) -> str:
+    """What pydantic wanted."""
+    kind, context = finding["type"], finding.get("ctx", {})
+    bounds = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
+    signs = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
+    if kind in bounds:
+        bound = bounds[kind]
+        return f"{signs[bound]} {context[bound]:g}"
+    if kind == "literal_error":
+        return str(context["expected"])
+    if kind.startswith("union_tag"):
+        return f"type: {' or '.join(_TAGS)}"
+    if kind == "too_short":
+        return f"at least {context['min_length']} in the list"
+    if kind == "string_too_short":
+        return "text that is not empty"
+    if kind == "string_pattern_mismatch":
+        return _FORMS[finding["loc"][-1]]
+    return _KINDS.get(kind.partition("_")[0], finding["msg"])
 
 
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:

@@ -17,6 +17,7 @@ from stages.score.reward_model import check_reward_model
 Maker = Callable[[str], Path]
 """Gives what stands behind an embedded name, made now if need be."""
 
+_NOT_CAUSAL = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "ForQuestionAnswering")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -28,9 +29,8 @@ def resolve(name: str, *, key: str, maker: Maker, hub: bool = True) -> Path:
     """
     if name.startswith(embedded.PREFIX):
         return maker(_embedded_name(name, key))
-    path = Path(name).expanduser()
-    if path.exists():
-        return path.resolve()
+    if (path := _existing(name, key)) is not None:
+        return path
     if not hub or not _may_be_on_hub(name):
         raise InputError(
             f"{key}: {name}",
@@ -50,9 +50,9 @@ def find_here(name: str, *, key: str) -> Path | None:
     if name.startswith(embedded.PREFIX):
         place = embedded.place_of(_embedded_name(name, key))
         return place if place.exists() else None
-    path = Path(name).expanduser()
-    if path.exists() or not _may_be_on_hub(name):
-        return path.resolve() if path.exists() else None
+    path = _existing(name, key)
+    if path is not None or not _may_be_on_hub(name):
+        return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -60,6 +60,15 @@ def find_here(name: str, *, key: str) -> Path | None:
         return Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
+
+
+def _existing(name: str, key: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path.resolve() if path.exists() else None
+    except (OSError, RuntimeError) as error:  # too long a name, an unknown user's home
+        got = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{key}: {name[:80]}", wanted="a file or folder", got=got, fix="check the path") from None
 
 
 def _embedded_name(name: str, key: str) -> str:
@@ -100,13 +109,16 @@ def check_policy(folder: Path, *, key: str) -> None:
         InputError: without a config, without safetensors, or with a model of another kind.
     """
     config = _model_config(folder, key)
-    kinds = config.get("architectures") or []
-    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
+    kinds = config["architectures"]
+    if any(kind.endswith(_NOT_CAUSAL) for kind in kinds):
+        scores = any(kind.endswith("ForSequenceClassification") for kind in kinds)
         raise InputError(
             f"{key}: {folder}",
             wanted="a causal language model",
             got=", ".join(kinds),
-            fix="this one scores answers: it belongs under score.rewards",
+            fix="this one scores answers: it belongs under score.rewards"
+            if scores
+            else "name a model that writes text",
         )
 
 
@@ -116,12 +128,21 @@ def check_reward(folder: Path, *, key: str) -> None:
 
 
 def _model_config(folder: Path, key: str) -> dict[str, Any]:
-    file = folder / "config.json"
+    file, wanted = folder / "config.json", "a model folder with config.json"
     if not file.is_file():
+        adapter = (folder / "adapter_config.json").exists()
         raise InputError(
-            f"{key}: {folder}", wanted="a model folder with config.json", got="none in it", fix="check the path"
+            f"{key}: {folder}",
+            wanted=wanted,
+            got="a file" if folder.is_file() else "a LoRA adapter without its model" if adapter else "none in it",
+            fix="merge it first: peft's merge_and_unload, then save_pretrained" if adapter else "check the path",
         )
-    config: dict[str, Any] = read_json(file)
+    config = read_json(file)
+    kinds = (config.get("architectures") or []) if isinstance(config, dict) else None
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise InputError(
+            f"{key}: {file}", wanted="a model's config", got="JSON of another kind", fix="restore the file"
+        )
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         others = sorted(f.name for f in folder.iterdir() if f.suffix in (".bin", ".pt", ".pth"))
@@ -133,7 +154,25 @@ def _model_config(folder: Path, key: str) -> dict[str, Any]:
         )
     for weights in files:
         _refuse_broken(weights, key)
-    return config
+    _refuse_missing_files(folder, key)
+    return config | {"architectures": kinds}
+
+
+def _refuse_missing_files(folder: Path, key: str) -> None:
+    """Refuse a folder without some of the files that its index of weights names (a download that was cut short)."""
+    index = folder / "model.safetensors.index.json"
+    found = read_json(index) if index.exists() else {"weight_map": {}}
+    named = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(named, dict):
+        raise InputError(f"{key}: {index}", wanted="weight_map", got="none in it", fix="restore the file")
+    missing = sorted(name for name in set(named.values()) if not (folder / str(name)).exists())
+    if missing:
+        raise InputError(
+            f"{key}: {folder}",
+            wanted=f"the {len(set(named.values()))} files that {index.name} names",
+            got=f"{len(missing)} missing, {missing[0]} among them",
+            fix="copy or download them too",
+        )
 
 
 def _refuse_broken(weights: Path, key: str) -> None:

@@ -9,6 +9,7 @@ as text ends with the EOS, since a whole answer is meant.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,8 @@ def _found_columns(row: Mapping[str, Any], mapped: Mapping[str, str], where: str
             found[role] = name
     for role in ("chosen", "rejected", *mapped):
         if found.get(role) not in row:
-            wanted = f"column {found[role]!r}, as pairs.columns.{role} says" if role in found else f"a column {role}"
+            usual = f"a column called {', '.join(_NAMES[role])}"
+            wanted = f"column {found[role]!r}, as pairs.columns.{role} says" if role in found else usual
             raise InputError(
                 where,
                 wanted=wanted,
@@ -159,8 +161,15 @@ def _common_beginning(chosen: Any, rejected: Any, where: str) -> tuple[Any, Any,
             fix="--set pairs.columns.prompt=NAME",
         )
     length = 0
-    while length < min(len(chosen), len(rejected)) and chosen[length] == rejected[length]:
+    while length < min(len(chosen), len(rejected)) - 1 and chosen[length] == rejected[length]:
         length += 1
+    if not length:
+        raise InputError(
+            where,
+            wanted="conversations in chosen and rejected that begin with the same prompt",
+            got="two that have no beginning in common, and no column with the prompt",
+            fix="mend the row or remove it, or --set pairs.columns.prompt=NAME",
+        )
     return chosen[:length], chosen[length:], rejected[length:]
 
 
@@ -191,11 +200,13 @@ def _number(row: Mapping[str, Any], column: str | None, where: str) -> float | N
     if column is None or row[column] is None:
         return None
     try:
-        return float(row[column])
-    except (TypeError, ValueError):
-        raise InputError(
-            f"{where}, {column}", wanted="a number", got=repr(row[column])[:120], fix="mend the row or remove it"
-        ) from None
+        score = float(row[column])
+    except (TypeError, ValueError, OverflowError):
+        score = math.nan
+    if not math.isfinite(score):
+        got = repr(row[column])[:120]
+        raise InputError(f"{where}, {column}", wanted="a finite number", got=got, fix="mend the row or remove it")
+    return score
 
 
 def _answer_ids(pair: ReadyPair, answer: str, tokenizer: PreTrainedTokenizerBase, form: Form, where: str) -> list[int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stages.errors import InputError
 from stages.weights import file_sha256
@@ -48,7 +49,7 @@ def read_rows(path: Path, *, key: str, part: Part = WHOLE) -> Iterator[tuple[str
         InputError: for a file of another kind, or a line that cannot be read.
     """
     if path.is_dir():
-        yield from _numbered(path, _folder_rows(path, key, part))
+        yield from _numbered(path, _readable(path, key, _folder_rows(path, key, part)))
     elif part != WHOLE:
         raise InputError(
             f"{key}: {path}",
@@ -76,44 +77,81 @@ def _numbered(path: Path, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str,
         yield f"{path} row {number}", row
 
 
+def _readable(path: Path, key: str, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A folder's rows; its files are opened as they are reached."""
+    try:
+        yield from rows
+    except InputError:
+        raise
+    except Exception as error:  # datasets' readers raise nearly anything for a broken file
+        raise InputError(
+            f"{key}: {path}",
+            wanted="a folder of files that can be read",
+            got=_first_line(error),
+            fix="name a single file in it, to be told the line",
+        ) from None
+
+
 def _json_lines(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             where = f"{path} line {number}"
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except (UnicodeDecodeError, ValueError) as error:
-                raise InputError(
-                    f"{key}: {where}", wanted="a JSON object", got=str(error), fix="mend the line"
-                ) from None
+            row = _json(line, f"{key}: {where}", wanted="a JSON object", fix="mend the line")
             if not isinstance(row, dict):
-                raise InputError(
-                    f"{key}: {where}", wanted="a JSON object", got=type(row).__name__, fix='write {"prompt": …}'
-                )
+                raise InputError(f"{key}: {where}", wanted="a JSON object", got=kind_of(row), fix='write {"prompt": …}')
             yield where, row
 
 
 def _json_list(path: Path, key: str) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(path.read_bytes().decode("utf-8"))
-    except (UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{key}: {path}", wanted="JSON", got=str(error), fix="mend the file there") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    fix = "mend the file there; a file of JSON lines ends in .jsonl"
+    rows = _json(path.read_bytes(), f"{key}: {path}", wanted="JSON", fix=fix)
+    other = next((n for n, row in enumerate(rows) if not isinstance(row, dict)), None) if isinstance(rows, list) else 0
+    if other is not None:
         raise InputError(
             f"{key}: {path}",
             wanted="a JSON list of objects",
-            got="something else",
+            got=f"{kind_of(rows[other])} as entry {other + 1}" if isinstance(rows, list) else kind_of(rows),
             fix="one object a prompt, or rename a file of JSON lines to .jsonl",
         )
-    return rows
+    return rows  # type: ignore[no-any-return]
+
+
+def _json(content: bytes, where: str, *, wanted: str, fix: str) -> Any:
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
+        if b"\\ud" in content.lower():  # only so may half a surrogate pair come in, which no table can hold
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except UnicodeDecodeError as error:
+        got = f"the byte 0x{error.object[error.start]:02x} (byte {error.start + 1}), which is no UTF-8"
+    except UnicodeEncodeError as error:
+        got = f"\\u{ord(error.object[error.start]):04x} alone, half of a character outside the basic plane"
+    except json.JSONDecodeError as error:
+        got = f"{error.msg} (character {error.pos + 1})"
+    except RecursionError:
+        got = "values inside values, too deep to read"
+    except ValueError as error:
+        got = str(error).partition(";")[0]
+    raise InputError(where, wanted=wanted, got=got, fix=fix)
+
+
+_KINDS = {"NoneType": "null", "bool": "true or false", "int": "a number", "float": "a number"}
+_KINDS |= {"str": "text", "list": "a list", "dict": "an object"}
+
+
+def kind_of(value: Any) -> str:
+    """What a value of a row is, in words."""
+    return _KINDS.get(type(value).__name__, type(value).__name__)
 
 
 def _arrow_rows(path: Path, key: str, kind: str) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
     try:
+        if kind == "parquet" and not pq.read_metadata(path).num_rows:
+            return
         yield from load_dataset(kind, data_files=str(path), split="train", streaming=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
@@ -135,11 +173,11 @@ def _folder_rows(path: Path, key: str, part: Part) -> Iterable[dict[str, Any]]:
         )
     try:
         found = load_from_disk(str(path)) if saved else load_dataset(str(path), part.config, streaming=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # datasets' readers raise nearly anything for a broken file
         raise InputError(
             f"{key}: {path}",
             wanted="a folder saved by datasets, or one with data files",
-            got=_first_line(error),
+            got="no row in its files" if isinstance(error, StopIteration) else _first_line(error),
             fix="name a file in it instead",
         ) from None
     return _one_split(found, f"{key}: {path}", _section(key), part)

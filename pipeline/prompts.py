@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from pipeline.prompt_files import kind_of
 from stages.contracts import PROMPTS
 from stages.errors import InputError
 from stages.seeds import hashed_seed, row_id
@@ -108,7 +109,8 @@ def prompt_rows(
                 refuse_missing_generation_prompt(tokenizer, chat, form.chat_template_kwargs, where=where)
         answer = row.get(found.answer) if found.answer else None
         extra = {k: v for k, v in row.items() if k not in (found.prompt, found.messages, found.answer)}
-        answer_text = None if answer is None else str(answer)
+        several = isinstance(answer, (list, dict))
+        answer_text = json.dumps(answer, ensure_ascii=False) if several else None if answer is None else str(answer)
         extra_text = json.dumps(extra, ensure_ascii=False, sort_keys=True, default=str)
         yield {
             "prompt_id": row_id("prompt", json.dumps(chat) if chat else text, answer_text, extra_text),
@@ -145,7 +147,7 @@ def chat_and_text(
 
 def _plain_text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        got = "an empty prompt" if isinstance(value, str) else type(value).__name__
+        got = "an empty prompt" if isinstance(value, str) else kind_of(value)
         raise InputError(
             where, wanted="a prompt: text, or a list of messages", got=got, fix="fill the row or remove it"
         )
@@ -157,7 +159,7 @@ def _conversation(messages: Sequence[Any], system: str | None, where: str) -> li
     for message in messages:
         role = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
         content = message.get("content", message.get("value")) if isinstance(message, Mapping) else None
-        if role not in _ROLES or not isinstance(content, str):
+        if not isinstance(role, str) or role not in _ROLES or not isinstance(content, str):
             raise InputError(
                 where,
                 wanted="messages of role (user, assistant, system) and content (text)",

@@ -65,7 +65,6 @@ class Run:
             if r.config.type == "model"
         ]
         self.shop.crew.tasks.run(inputs.CheckTokenizers(policy, list(dict.fromkeys(rewards))))  # type: ignore[arg-type]
-        self._watch.refuse_missing()
         if self.evaluation is not None:
             self.evaluation.prepare()
         told = [self._prepare_pool(number) for number in range(1, max(1, self.num_rounds) + 1)]

@@ -29,12 +29,10 @@ def only_run(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()
+        lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise StageError(
-            str(folder), wanted="a folder to write in", got=str(error), fix="name another place: --set run.dir=…"
-        ) from None
-    with (folder / ".lock").open("w") as file:
+        raise _not_writable(folder, error) from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -60,8 +58,25 @@ def is_held(folder: Path) -> bool:
 
 
 def next_log_dir(folder: Path) -> Path:
-    """``logs/attempt-K`` for the next K."""
-    taken = [int(path.name.rpartition("-")[2]) for path in (folder / "logs").glob("attempt-*")]
+    """``logs/attempt-K`` for the next K.
+
+    Raises:
+        StageError: if it cannot be made.
+    """
+    names = [path.name.removeprefix("attempt-") for path in (folder / "logs").glob("attempt-*")]
+    taken = [int(name) for name in names if name.isdecimal()]
     log_dir = folder / "logs" / f"attempt-{max(taken, default=0) + 1}"
-    log_dir.mkdir(parents=True)
+    try:
+        log_dir.mkdir(parents=True)
+    except OSError as error:
+        raise _not_writable(log_dir, error) from None
     return log_dir
+
+
+def _not_writable(folder: Path, error: OSError) -> StageError:
+    return StageError(
+        str(folder),
+        wanted="a folder to write in",
+        got=error.strerror or str(error),
+        fix="name another place, by --set run.dir=… or --out, or remove what is in the way",
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import read_json, write_json
-from pipeline.config import StopConfig
+from pipeline.config import MAX_ROUNDS, StopConfig
 from stages.errors import ConfigError
 
 _FILE = "rounds.json"
@@ -28,7 +28,7 @@ def parse_addition(text: str) -> int:
     Raises:
         ConfigError: for anything else.
     """
-    if not text.startswith("+") or not text[1:].isdigit() or not int(text[1:]):
+    if not text.startswith("+") or not text[1:].isdecimal() or not 0 < int(text[1:]) <= MAX_ROUNDS:
         raise ConfigError("--rounds", wanted="how many to add, as +2", got=text, fix="--rounds +2; or --set rounds=5")
     return int(text[1:])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,22 +55,26 @@ def pair_alone(
 def update_alone(config_file: Path, overrides: Sequence[str], out: Path, *, pairs: Path | None) -> None:
     """The config's policy, updated on pairs: those of the config, or of a table of `PAIRS`."""
     with _bench(config_file, overrides, out, needs=("policy",) if pairs else ("policy", "pairs")) as shop:
-        if pairs is None and shop.config.pairs is None:
-            raise ConfigError(
-                "pairs",
-                wanted="pairs to train on",
-                got="a config that samples them",
-                fix="--pairs FOLDER, or --set pairs.path=… --set prompts=null",
-            )
         rnd = _round(shop)
         data = rnd.ready_pairs() if pairs is None else _adopted(shop, {PAIRS: pairs})[0]
         result = rnd.update(rnd.start, data, rnd.reference_logps(data, rnd.references))
         shop.console.text(f"\npolicy   {result.path}   (a Hugging Face folder)\nsteps    {out / 'metrics.jsonl'}")
 
 
+_NEEDED = {
+    "prompts": ("prompts to answer", "--prompts TABLE, or --set prompts.path=… --set pairs=null"),
+    "score": ("rewards to score with", "add score: {rewards: [...]}"),
+    "pairs": ("pairs to train on", "--pairs TABLE, or --set pairs.path=… --set prompts=null"),
+}
+
+
 @contextmanager
 def _bench(config_file: Path, overrides: Sequence[str], out: Path, *, needs: Sequence[str]) -> Iterator[Workshop]:
     config, out = load_config(config_file, overrides), out.absolute()
+    for section in ("score" if name == "rewards" else name for name in needs):
+        if getattr(config, section) is None:
+            wanted, fix = _NEEDED[section]
+            raise ConfigError(section, wanted=wanted, got=f"a config without {section}", fix=fix)
     with only_run(out), opened(config, config_file, out, Console(), needs=needs) as shop:
         yield shop
 
@@ -98,21 +103,35 @@ def _adopted(shop: Workshop, given: Mapping[Contract, Path]) -> list[StageFolder
         InputError: if there is no table at a path, or rows belong to no prompt.
         ContractError: if a table does not keep its contract.
     """
-    from pipeline.jobs.inputs import AdoptTables
+    from pipeline.jobs.tables import AdoptTables
 
     published = [StageFolder(path.absolute(), contract) for contract, path in given.items()]
-    counts = {len(folder.entries()) for folder in published}
-    if len(counts) == 1 and counts != {0}:
+    if _made_from_one_another(published):
         return published
     files = {contract.name: parquet_files(path) for contract, path in given.items()}
     out = [StageFolder(shop.folder / "given" / contract.name, contract) for contract in given]
     config: Config = shop.config.for_round(1)
     size = config.prompts.shard_size if config.prompts is not None else 64
-    job = AdoptTables(files, out, size)
+    found = shop.sources.found_policy
+    job = AdoptTables(files, out, size, model=found.path if found else None)
     fingerprint = {"files": shop.crew.tasks.run(job.hashes), "shard_size": size}
     num_shards = shop.crew.tasks.run(job.count)
     shop.run_stage("tables", out, fingerprint, num_shards, lambda _: [job])
     return out
+
+
+def _made_from_one_another(folders: Sequence[StageFolder]) -> bool:
+    """Whether these are published tables, each shard made from the same shard of the one before."""
+    entries = [folder.entries() for folder in folders]
+    return (
+        len({len(found) for found in entries}) == 1
+        and all(
+            first.sha256 in then.parents
+            for before, after in pairwise(entries)
+            for first, then in zip(before, after, strict=True)
+        )
+        and bool(entries[0])
+    )
 
 
 def parquet_files(path: Path) -> list[Path]:

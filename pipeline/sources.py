@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from pipeline import embedded, models
 from pipeline.config import Config, EvaluateConfig, PairsConfig, PromptsConfig, TextsConfig, reward_names
 from pipeline.prompt_files import WHOLE, Part, fetch_dataset, on_hub, source_sha256
+from stages.errors import InputError
 from stages.protocols import Weights
 from stages.score.config import FunctionReward, ModelReward, RewardConfig
 from stages.score.functions import find_function
@@ -44,7 +46,18 @@ class DataSource:
 
     @classmethod
     def found(cls, path: Path, *, key: str, part: Part = WHOLE) -> DataSource:
-        return cls(path, key, source_sha256(path), part)
+        """The source at a path.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        wanted, fix = "a file or folder that can be read", "check the path, and that you may read it"
+        if not (path.is_file() or path.is_dir()):
+            raise InputError(f"{key}: {path}", wanted=wanted, got="neither a file nor a folder", fix=fix)
+        try:
+            return cls(path, key, source_sha256(path), part)
+        except OSError as error:
+            raise InputError(f"{key}: {path}", wanted=wanted, got=error.strerror or str(error), fix=fix) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +173,9 @@ class _Finder:
 
 def _reward_source(reward: RewardConfig, name: str, key: str, maker: models.Maker) -> RewardSource:
     if isinstance(reward, FunctionReward):
-        module = sys.modules[find_function(reward.target).__module__].__file__
+        function, named = find_function(reward.target), reward.target.partition(":")[0]
+        defined = function.__module__ if inspect.isfunction(function) else named
+        module = getattr(sys.modules.get(defined, sys.modules[named]), "__file__", None)
         return RewardSource(reward, name, key, None, file_sha256(Path(module)) if module else "built in")
     folder = models.resolve(reward.path, key=f"{key}.path", maker=maker)
     models.check_reward(folder, key=f"{key}.path")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from pipeline.artifacts import Entry, StageFolder
 from pipeline.console import Bar, Console, Stopwatch
+from stages.errors import PrefloopError
 
 
 class Mapper(Protocol):
@@ -49,9 +50,12 @@ class Done:
 def run_stage(stage: Stage, console: Console) -> Done:
     """Make every missing shard of a stage and close its manifests.
 
+    What a job refuses leaves the stage refused: mended inputs or settings make it anew, equal ones go on.
+
     Raises:
         FingerprintError: if a folder holds a result made from something else.
         ContractError: if a published part is missing or cut.
+        PrefloopError: what a job refuses.
     """
     for output in stage.outputs:
         output.begin(stage.fingerprint)
@@ -60,9 +64,14 @@ def run_stage(stage: Stage, console: Console) -> Done:
     missing = sorted({shard for output in stage.outputs for shard in output.missing(stage.num_shards)})
     if missing:
         with console.bar(f"{stage.name}: starting", total=len(missing)) as bar:
-            for _ in stage.workers(bar).map(stage.jobs(missing)):
-                bar.say(stage.name)
-                bar.advance(1)
+            try:
+                for _ in stage.workers(bar).map(stage.jobs(missing)):
+                    bar.say(stage.name)
+                    bar.advance(1)
+            except PrefloopError as error:
+                for output in stage.outputs:
+                    output.refuse(error.where)
+                raise
     for output in stage.outputs:
         if not output.is_closed():
             output.close(stage.num_shards)

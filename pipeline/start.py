@@ -23,6 +23,7 @@ from pipeline.report import result_table, round_reports, where_things_are
 from pipeline.run_folder import is_held, next_log_dir, only_run
 from pipeline.schedule import add_rounds, parse_addition
 from pipeline.sources import ALL, Sources, find_sources
+from pipeline.watch import refuse_watch
 from stages.errors import PrefloopError
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def run(
     """
     config, console, watch = load_config(config_file, overrides), Console(), Stopwatch()
     folder = config.folder()
+    if watched is not None:
+        refuse_watch(config, watched)
     if more_rounds is not None and _add_rounds(config, parse_addition(more_rounds), console):
         return
     with only_run(folder), opened(config, config_file, folder, console) as shop:

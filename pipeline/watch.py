@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import read_json, write_json
+from pipeline.config import Config
 from pipeline.prompt_files import SUFFIXES
-from stages.errors import InputError
+from stages.errors import ConfigError, InputError
 
 STOP = "STOP"
 _POLL_S = 0.5
@@ -27,17 +28,6 @@ class Watch:
 
     ledger: Path
     folder: Path | None = None
-
-    def refuse_missing(self) -> None:
-        """Check that the folder is there.
-
-        Raises:
-            InputError: if it is not.
-        """
-        if self.folder is not None and not self.folder.is_dir():
-            raise InputError(
-                f"--watch {self.folder}", wanted="a folder", got="none of this name", fix=f"mkdir {self.folder}"
-            )
 
     def file_of(self, round: int) -> Path | None:
         """The file that a round took."""
@@ -78,3 +68,20 @@ class Watch:
     def _note(self, entry: dict[str, Any]) -> None:
         others = [found for found in self._entries() if found["file"] != entry["file"]]
         write_json(self.ledger, {"files": [*others, entry]})
+
+
+def refuse_watch(config: Config, folder: Path) -> None:
+    """Check that there is a folder, and a config that can use what appears in it.
+
+    Raises:
+        PrefloopError: if not.
+    """
+    where = f"--watch {folder}"
+    if config.prompts is None:
+        raise ConfigError(
+            where, wanted="a config with prompts, to say how the files are read", got="pairs", fix="leave --watch out"
+        )
+    if not folder.is_dir():
+        got = "a file" if folder.exists() else "none of this name"
+        fix = "name the folder it lies in" if folder.exists() else f"mkdir {folder}"
+        raise InputError(where, wanted="a folder", got=got, fix=fix)

@@ -19,24 +19,64 @@ def load_model(auto_class: Any, folder: Path, *, dtype: torch.dtype | str, where
         where: names the model in an error, as `wanted` says what it should be.
 
     Raises:
-        InputError: if transformers cannot load it.
+        InputError: if transformers cannot load it, or weights are missing in its files or of another shape: it would
+            fill them in at random.
     """
     try:
-        return auto_class.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, **_attention(folder)
+        model, found = auto_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **_attention(folder),
         )
     except Exception as error:  # transformers raises nearly anything for a broken folder
         raise InputError(
             where,
             wanted=wanted,
-            got=f"{type(error).__name__}: {error}",
+            got=f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}",
             fix=f"check the folder with {auto_class.__name__}.from_pretrained",
         ) from error
+    for what, names in (
+        ("not in its files", sorted(found["missing_keys"])),
+        ("of another shape than its config.json says", sorted(name for name, *_ in found["mismatched_keys"])),
+    ):
+        if names:
+            raise InputError(
+                where,
+                wanted=f"{wanted}, with all of its weights",
+                got=f"{len(names)} weights {what}, {names[0]} among them",
+                fix="copy the whole folder again; a head that was never trained has to be trained first",
+            )
+    return model
+
+
+def num_embeddings(folder: Path) -> int:
+    """How many tokens a model has embeddings for, from its config; a large number where that does not say.
+
+    Raises:
+        InputError: if transformers does not know the config.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
+    except Exception as error:  # transformers raises nearly anything for a broken config
+        raise InputError(
+            f"{folder / 'config.json'}",
+            wanted="the config of a model that transformers knows",
+            got=(str(error).splitlines() or [type(error).__name__])[0],
+            fix="mend it, or use another model; code that comes with a model is never run",
+        ) from error
+    return int(getattr(config, "vocab_size", None) or 1 << 30)
 
 
 def _attention(folder: Path) -> dict[str, str]:
     """Plain attention where its logits are capped (Gemma 2): torch's fused one, the default, leaves the cap out."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     return {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}

@@ -39,6 +39,13 @@ def load_tokenizer(folder: Path, *, pad_token: str | None, key: str, answers: bo
             got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}",
             fix="save the tokenizer beside the model: tokenizer.save_pretrained(folder)",
         ) from error
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # what transformers makes of no file
+        raise InputError(
+            f"{key} {folder}",
+            wanted="a folder with a tokenizer that transformers can load",
+            got="no tokenizer.json, tokenizer.model or vocab file in it",
+            fix="save the tokenizer beside the model: tokenizer.save_pretrained(folder)",
+        )
     if answers and tokenizer.eos_token_id is None:
         raise InputError(
             f"{key} {folder}",
@@ -64,6 +71,42 @@ def load_tokenizer(folder: Path, *, pad_token: str | None, key: str, answers: bo
             fix=f"--set {base}.pad_token='{_example(tokenizer)}' (padding is masked; this one will do)",
         )
     return tokenizer
+
+
+def refuse_foreign_tokenizer(tokenizer: PreTrainedTokenizerBase, num_embeddings: int, *, where: str) -> None:
+    """Refuse a tokenizer that is another model's, by its ids: the model has no row for some of them.
+
+    Tokens that were added later may lie beyond the rows, as in some published models; they are refused where a text
+    has one.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    used = {"EOS": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id, "BOS": tokenizer.bos_token_id}
+    beyond = [f"its {name} token has id {number}" for name, number in used.items() if (number or 0) >= num_embeddings]
+    if tokenizer.vocab_size > num_embeddings or beyond:
+        raise InputError(
+            where,
+            wanted=f"the tokenizer of this model, which has {num_embeddings:,} tokens",
+            got=beyond[0] if beyond else f"a tokenizer of {tokenizer.vocab_size:,} tokens",
+            fix="put the model's own tokenizer into its folder; after add_tokens, model.resize_token_embeddings",
+        )
+
+
+def refuse_unknown_ids(ids: Sequence[int], num_embeddings: int, *, where: str) -> None:
+    """Refuse token ids that the model has no row for.
+
+    Raises:
+        InputError: naming the first.
+    """
+    beyond = next((number for number in ids if number >= num_embeddings), None)
+    if beyond is not None:
+        raise InputError(
+            where,
+            wanted=f"token ids below {num_embeddings}, as many as the model has embeddings",
+            got=f"{beyond}: the tokenizer knows more tokens than the model",
+            fix="model.resize_token_embeddings(len(tokenizer)) and save again, or the model's own tokenizer",
+        )
 
 
 def _example(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,26 +1,25 @@
-"""Jobs that read what people bring along: tokenizers, prompts, texts, ready pairs, tables of other runs."""
+"""Jobs that read what people bring along: tokenizers, prompts, texts, ready pairs."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.artifacts import Entry, StageFolder
 from pipeline.config import PairsConfig
 from pipeline.pair_files import pair_rows
 from pipeline.prompt_files import Part, read_rows
 from pipeline.prompts import Form, HeldOut, count_changed, distinct, draw, prompt_rows
-from stages.contracts import CANDIDATES, PAIRS, PROMPTS, TEXTS
+from stages.contracts import PAIRS, TEXTS
 from stages.errors import InputError
+from stages.pretrained import num_embeddings
 from stages.seeds import row_id
-from stages.tokenizers import load_tokenizer
-from stages.weights import file_sha256
+from stages.tokenizers import load_tokenizer, refuse_foreign_tokenizer, refuse_unknown_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,8 @@ class CheckTokenizers:
 
     def __call__(self, _state: None) -> None:
         for folder, pad_token, key in (self.policy, *self.rewards):
-            load_tokenizer(folder, pad_token=pad_token, key=key, answers=key == self.policy[2])
+            tokenizer = load_tokenizer(folder, pad_token=pad_token, key=key, answers=key == self.policy[2])
+            refuse_foreign_tokenizer(tokenizer, num_embeddings(folder), where=f"{key} {folder}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +82,7 @@ class PreparePrompts:
         if self.limit is not None:
             order = draw(table.num_rows, count=min(self.limit, table.num_rows), seed=self.seed)
             table = table.take(order)
+        refuse_unknown_rows(table.to_pylist(), ("prompt_token_ids",), self.tokenizer, where=f"{self.key} {self.source}")
         stats = {"merged": merged, "evaluated": num_evaluated, "changed": count_changed(table, tokenizer)}
         return [self.out.publish(0, table, stats=stats)]
 
@@ -165,6 +166,7 @@ class PrepareTexts:
             for key in keys
         ]
         rows = [row for row in rows if len(row["token_ids"]) > 1]
+        refuse_unknown_rows(rows, ("token_ids",), self.tokenizer, where=f"{self.key} {self.source}")
         if not rows:
             raise InputError(
                 f"{self.key}: {self.source}", wanted="texts of two tokens or more", got="none", fix="check the file"
@@ -212,8 +214,10 @@ class PreparePairs:
                 f"{self.key}: {self.source}",
                 wanted=f"at least one pair of at most {room} tokens",
                 got=f"{num_read} rows, {num_long} of them longer, {num_read - num_made} of two equal answers",
-                fix="a model with a longer context, or shorter rows",
+                fix="a model with a longer context, or shorter rows" if num_long else "check the file's content",
             )
+        columns = ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")
+        refuse_unknown_rows(rows.values(), columns, self.tokenizer, where=f"{self.key} {self.source}")
         stats = {
             "read": num_read,
             "equal": num_read - num_made,
@@ -227,74 +231,14 @@ def model_context(folder: Path) -> int:
     """The most tokens a model's context holds, from its config; a large number where that does not say."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
 
-@dataclass(frozen=True, slots=True)
-class AdoptTables:
-    """Tables made elsewhere, checked against their contracts and cut into shards by prompt.
-
-    Attributes:
-        files: Parquet files by the contract's name.
-        out: where the shards go, a folder for each; prompts, if given, first.
-        shard_size: prompts behind a shard.
-    """
-
-    files: Mapping[str, Sequence[Path]]
-    out: Sequence[StageFolder]
-    shard_size: int
-
-    def hashes(self, _state: None) -> dict[str, list[str]]:
-        """What the files are."""
-        return {name: [file_sha256(file) for file in files] for name, files in self.files.items()}
-
-    def count(self, _state: None) -> int:
-        """How many shards there will be."""
-        if self.out[0].contract != PROMPTS:
-            return 1
-        rows = sum(pq.read_metadata(file).num_rows for file in self.files[PROMPTS.name])
-        return max(1, math.ceil(rows / self.shard_size))
-
-    def __call__(self, _state: None) -> list[Entry]:
-        tables = [self._table(folder) for folder in self.out]
-        if self.out[0].contract != PROMPTS:
-            return [self.out[0].publish(0, tables[0])]
-        prompts, entries = tables[0], []
-        for folder, table in zip(self.out[1:], tables[1:], strict=True):
-            self._refuse_strangers(folder, table, prompts)
-        for shard, start in enumerate(range(0, prompts.num_rows, self.shard_size)):
-            mine = prompts.slice(start, self.shard_size)
-            parts = [mine, *(t.filter(pc.is_in(t["prompt_id"], mine["prompt_id"])) for t in tables[1:])]
-            for folder, part in zip(self.out, parts, strict=True):
-                drops = _without_candidates(mine, part) if folder.contract == CANDIDATES else []
-                entries.append(folder.publish(shard, part, drops=drops))
-        return entries
-
-    def _table(self, folder: StageFolder) -> pa.Table:
-        contract = folder.contract
-        try:
-            parts = [contract.check(pq.read_table(file), where=str(file)) for file in self.files[contract.name]]
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(
-                str(self.files[contract.name][0]), wanted="Parquet", got=str(error), fix="write the file again"
-            ) from None
-        return pa.concat_tables([part.select(contract.schema.names).cast(contract.schema) for part in parts])
-
-    def _refuse_strangers(self, folder: StageFolder, table: pa.Table, prompts: pa.Table) -> None:
-        strangers = table.filter(pc.invert(pc.is_in(table["prompt_id"], prompts["prompt_id"])))
-        if strangers.num_rows:
-            raise InputError(
-                str(self.files[folder.contract.name][0]),
-                wanted="rows that belong to the given prompts",
-                got=f"{strangers.num_rows:,} that do not, prompt_id {strangers['prompt_id'][0]} among them",
-                fix="give the prompts that these rows were made from",
-            )
-
-
-def _without_candidates(prompts: pa.Table, candidates: pa.Table) -> list[dict[str, str]]:
-    silent = prompts.filter(pc.invert(pc.is_in(prompts["prompt_id"], candidates["prompt_id"])))
-    return [
-        {"prompt_id": prompt_id, "fate": "engine_error", "detail": "the given table has no candidate for it"}
-        for prompt_id in silent["prompt_id"].to_pylist()
-    ]
+def refuse_unknown_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], folder: Path, *, where: str) -> None:
+    """Refuse rows with token ids that the model in `folder` has no embedding for."""
+    known = num_embeddings(folder)
+    for row in rows:
+        for column in columns:
+            text = str(row.get("prompt", row.get("text")))[:60]
+            refuse_unknown_ids(row[column], known, where=f"{where}: {text!r}")

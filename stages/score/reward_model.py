@@ -14,7 +14,7 @@ from stages.errors import InputError
 from stages.pretrained import load_model
 from stages.protocols import Turn
 from stages.score.config import ModelReward
-from stages.tokenizers import load_tokenizer, render_chat
+from stages.tokenizers import load_tokenizer, refuse_foreign_tokenizer, refuse_unknown_ids, render_chat
 from stages.vocab import RewardRole
 
 
@@ -55,6 +55,8 @@ class RewardModel:
             wanted="a sequence classifier that transformers can load",
         )
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
+        self._num_embeddings = int(model.get_input_embeddings().num_embeddings)
+        refuse_foreign_tokenizer(self._tokenizer, self._num_embeddings, where=self._where)
         self._model: Any = model.to(self._device).eval()
         self._context = _context(model)
 
@@ -90,6 +92,7 @@ class RewardModel:
             found = encode(prompt, completion)
         else:
             found = encode(prompt + completion)
+        refuse_unknown_ids(found["input_ids"], self._num_embeddings, where=self._where)
         return {name: found[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in found}
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -131,7 +134,8 @@ def check_reward_model(config_json: Mapping[str, Any], *, where: str) -> None:
             got=", ".join(kinds),
             fix="name a reward model; a causal language model cannot score answers",
         )
-    num_labels = len(config_json.get("id2label") or {0: "", 1: ""})
+    labels = config_json.get("id2label")
+    num_labels = len(labels) if isinstance(labels, dict) and labels else config_json.get("num_labels", 2)
     if num_labels != 1:
         raise InputError(
             where,
