@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -24,6 +25,7 @@ def stories(prefloop):
         f"prompts.path={DATA / 'tinystories' / 'prompts.jsonl'}",
         "prompts.shard_size=32",
         "evaluate.num_prompts=64",
+        f"evaluate.texts.path={DATA / 'tinystories' / 'stories.jsonl'}",
         config="configs/stories.yaml",
     )
     return outcome, prefloop.runs / "stories"
@@ -39,6 +41,20 @@ def test_the_reward_rises(stories):
     rounds = json.loads((folder / "report.json").read_text())["rounds"]
     first, last = rounds[0]["evaluate"], rounds[-1]["evaluate"]
     assert last["reward"] > first["reward"] + 2 * first["reward_se"]
+
+
+def test_real_stories_stay_nearly_as_likely_as_they_were(stories):
+    rounds = json.loads((stories[1] / "report.json").read_text())["rounds"]
+    first, last = (rounds[index]["evaluate"]["texts_nll"] for index in (0, -1))
+    assert 1.0 < first < 2.0
+    assert last < first + 0.15
+
+
+def test_the_divergence_from_the_first_policy_is_seen(stories):
+    rounds = json.loads((stories[1] / "report.json").read_text())["rounds"]
+    kl = [report["evaluate"]["kl"] for report in rounds]
+    assert kl[0] == 0.0
+    assert all(later > earlier for earlier, later in pairwise(kl))
 
 
 def test_with_tied_embeddings_engine_and_trainer_agree_in_every_round(stories):

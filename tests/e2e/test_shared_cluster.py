@@ -90,3 +90,29 @@ def test_a_run_that_the_cluster_can_never_hold_is_refused_at_once(prefloop, clus
     outcome = prefloop.run("run.name=never", f"cluster.address={cluster}", "update.device=cuda", *SHORT)
     assert outcome.code == 2 and "update.device" in outcome.err
     assert "sample" not in outcome.out
+
+
+@pytest.mark.slow
+def test_a_reward_beside_the_config_is_shipped_to_the_clusters_workers(prefloop, cluster, tmp_path):
+    """The reward is only high where its module is a copy, away from the config, with the module that it imports."""
+    (tmp_path / "where_from.py").write_text(f"def home(file):\n    return file.startswith({str(tmp_path)!r})\n")
+    (tmp_path / "shipped.py").write_text(
+        "import where_from\n\n\ndef away(prompts, completions, **columns):\n"
+        "    return [float(index % 2) + 10.0 * (not where_from.home(__file__)) for index in range(len(completions))]\n"
+    )
+    quickstart = (ROOT / "configs" / "quickstart.yaml").read_text(encoding="utf-8")
+    (tmp_path / "quickstart.yaml").write_text(quickstart, encoding="utf-8")
+    done = prefloop.command(
+        "run",
+        str(tmp_path / "quickstart.yaml"),
+        sets=(
+            f"run.dir={tmp_path}",
+            f"cluster.address={cluster}",
+            "rounds=1",
+            "prompts.per_round=32",
+            "evaluate=null",
+            'score.rewards=[{type: function, target: "shipped:away"}]',
+        ),
+    )
+    assert done.code == 0, done.err
+    assert "from 10.00 to 11.00" in done.out

@@ -114,7 +114,12 @@ def test_trl_finds_the_log_probs_that_were_exported(whole, tmp_path):
     trainer = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(start),
         args=DPOConfig(
-            output_dir=str(tmp_path), use_cpu=True, report_to=[], precompute_ref_log_probs=True, max_length=None
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+            precompute_ref_log_probs=True,
+            max_length=None,
         ),
         train_dataset=exported.select_columns(["prompt", "chosen", "rejected", "pair_id"]),
         processing_class=AutoTokenizer.from_pretrained(start),
