@@ -7,20 +7,13 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-import subprocess
 
 import pytest
-from conftest import COMMAND, ROOT, Outcome
 
 REWARDS = """
 def length(prompts, completions, **columns):
     return [len(c) + sum(map(ord, c)) % 7 / 100 for c in completions]
 """
-
-
-def command(*arguments) -> Outcome:
-    done = subprocess.run([*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def refused(outcome, *says: str, code: int = 1) -> None:
@@ -47,16 +40,16 @@ def test_a_run_that_is_refused_before_anything_starts(prefloop, overrides, code,
     refused(prefloop.run("run.name=refused", *overrides), says, code=code)
 
 
-def test_commands_with_nothing_to_work_on(tmp_path):
-    offline = "prompts=null score=null evaluate=null rounds=1 pairs.path=x".split()
+def test_commands_with_nothing_to_work_on(prefloop, tmp_path):
+    offline = ["prompts=null", "score=null", "evaluate=null", "rounds=1", "pairs.path=x"]
     sets = [part for value in offline for part in ("--set", value)]
     config, out = "configs/quickstart.yaml", ("--out", tmp_path / "out")
-    refused(command("run", config, "--rounds", "2"), "--rounds +2", code=2)
-    refused(command("run", config, "--watch", tmp_path / "inbox"), "mkdir")
-    refused(command("update", config, *out), "--pairs TABLE", code=2)
-    refused(command("sample", config, *sets, *out), "--prompts TABLE", code=2)
-    refused(command("export", tmp_path), "a run with pairs")
-    refused(command("status", tmp_path), "no round in it")
+    refused(prefloop.command("run", config, "--rounds", "2"), "--rounds +2", code=2)
+    refused(prefloop.command("run", config, "--watch", tmp_path / "inbox"), "mkdir")
+    refused(prefloop.command("update", config, *out), "--pairs TABLE", code=2)
+    refused(prefloop.command("sample", config, *sets, *out), "--prompts TABLE", code=2)
+    refused(prefloop.command("export", tmp_path), "a run with pairs")
+    refused(prefloop.command("status", tmp_path), "no round in it")
     assert not list(tmp_path.iterdir())
 
 
