@@ -89,6 +89,7 @@ class StageFolder:
     def refuse(self, reason: str) -> None:
         """Note that nothing can be built on this result: it stays to be looked at until it is made in another way."""
         write_json(self.path / _REFUSED, {"reason": reason})
+        (self.path / MANIFEST).unlink(missing_ok=True)
 
     def is_closed(self) -> bool:
         return (self.path / MANIFEST).exists()

@@ -97,7 +97,8 @@ def prompt_rows(
     found: Columns | None = None
     checked: set[bool] = set()  # whether of a chat: what depends on the tokenizer alone is checked once
     for where, row in rows:
-        if found is None or any(name is not None and name not in row for name in (found.prompt, found.messages)):
+        missing = found is None or any(name is not None and name not in row for name in (found.prompt, found.messages))
+        if found is None or missing or (found.answer is None and "answer" in row):
             found = find_columns(row, form.columns, where=where)
         value = row[found.prompt or found.messages or ""]
         chat, text = chat_and_text(value, tokenizer, form, where)

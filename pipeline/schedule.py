@@ -29,7 +29,9 @@ def parse_addition(text: str) -> int:
         ConfigError: for anything else.
     """
     if not text.startswith("+") or not text[1:].isdecimal() or not 0 < int(text[1:]) <= MAX_ROUNDS:
-        raise ConfigError("--rounds", wanted="how many to add, as +2", got=text, fix="--rounds +2; or --set rounds=5")
+        raise ConfigError(
+            "--rounds", wanted="how many to add, as +2", got=text or "nothing", fix="--rounds +2; or --set rounds=5"
+        )
     return int(text[1:])
 
 

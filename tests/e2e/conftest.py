@@ -45,7 +45,11 @@ class Prefloop:
         return Outcome(process.returncode, out, err)
 
     def status(self, folder: Path) -> Outcome:
-        done = subprocess.run([*COMMAND, "status", str(folder)], cwd=ROOT, capture_output=True, text=True)
+        return self.command("status", folder)
+
+    def command(self, *arguments: object) -> Outcome:
+        """Any command, with no default of these tests."""
+        done = subprocess.run([*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=400)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def command(self, *words: str, sets: tuple[str, ...] = ()) -> Outcome:
