@@ -50,7 +50,8 @@ class Prefloop:
     def command(self, *words: object, sets: tuple[str, ...] = ()) -> Outcome:
         """Any command, with no default of these tests."""
         options = [part for override in sets for part in ("--set", override)]
-        done = subprocess.run([*COMMAND, *map(str, words), *options], cwd=ROOT, capture_output=True, text=True, timeout=400)
+        command = [*COMMAND, *map(str, words), *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def _start(self, config: str | Path, overrides: tuple[str, ...]) -> subprocess.Popen[str]:
