@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 
-class WorkerLost(RuntimeError):
+class ClusterError(RuntimeError):
+    """The base of the errors here."""
+
+
+class WorkerLost(ClusterError):
     """A worker, or the whole training group, died and was not to be had again.
 
     Args:
@@ -22,7 +26,7 @@ class WorkerLost(RuntimeError):
         return f"{self.name} was lost: {self.reason} (log: {self.log})"
 
 
-class NotEnough(RuntimeError):
+class NotEnough(ClusterError):
     """The cluster does not have what the run asks for, and never will.
 
     Args:
@@ -35,7 +39,7 @@ class NotEnough(RuntimeError):
         self.wanted, self.got = wanted, got
 
 
-class KeptWaiting(RuntimeError):
+class KeptWaiting(ClusterError):
     """The cluster has what a worker asks for, but it was not to be had within ``start_timeout_s``.
 
     Args:
@@ -50,7 +54,7 @@ class KeptWaiting(RuntimeError):
         self.name, self.wanted, self.waited_s, self.got = name, wanted, waited_s, got
 
 
-class Unreachable(RuntimeError):
+class Unreachable(ClusterError):
     """There is no Ray cluster at the address.
 
     Args:

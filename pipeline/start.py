@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.errors import ClusterError
 from cluster.session import refuse_unless_it_fits, session, set_environment
 from pipeline import embedded
 from pipeline.config import Config
@@ -106,7 +107,7 @@ def opened(
             refuse_unless_it_fits(crew.layout.workers)
             yield Workshop(config, sources, crew, console, folder)
             crew.close()  # after an error, the end of the session ends them too
-    except PrefloopError:
+    except (PrefloopError, ClusterError):
         raise
     except Exception as error:
         crash = log_dir / "crash.log"

@@ -110,7 +110,7 @@ def test_two_equal_answers_make_no_pair(tokenizer):
         ({"prompt": "a", "chosen": None, "rejected": "b"}, "an answer"),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "prompt"),
         ({"prompt": "a", "chosen": [assistant("b"), user("c"), assistant("d")], "rejected": "b"}, "several turns"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": "good"}, "a number"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": "good"}, "finite number"),
         ({"messages": [assistant("a")], "chosen": "b", "rejected": "c"}, "user"),
     ],
 )
