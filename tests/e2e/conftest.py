@@ -47,15 +47,12 @@ class Prefloop:
     def status(self, folder: Path) -> Outcome:
         return self.command("status", folder)
 
-    def command(self, *arguments: object) -> Outcome:
+    def command(self, *words: object, sets: tuple[str, ...] = ()) -> Outcome:
         """Any command, with no default of these tests."""
-        done = subprocess.run([*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=400)
-        return Outcome(done.returncode, done.stdout, done.stderr)
-
-    def command(self, *words: str, sets: tuple[str, ...] = ()) -> Outcome:
-        """Any command, as it is written."""
         options = [part for override in sets for part in ("--set", override)]
-        done = subprocess.run([*COMMAND, *words, *options], cwd=ROOT, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(
+            [*COMMAND, *map(str, words), *options], cwd=ROOT, capture_output=True, text=True, timeout=400
+        )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def _start(self, config: str | Path, overrides: tuple[str, ...]) -> subprocess.Popen[str]:
