@@ -43,13 +43,13 @@ def test_a_run_that_is_refused_before_anything_starts(prefloop, overrides, code,
 def test_commands_with_nothing_to_work_on(prefloop, tmp_path):
     offline = ["prompts=null", "score=null", "evaluate=null", "rounds=1", "pairs.path=x"]
     sets = [part for value in offline for part in ("--set", value)]
-    config, out = "configs/quickstart.yaml", ("--out", tmp_path / "out")
+    config, out = "configs/quickstart.yaml", ("--out", str(tmp_path / "out"))
     refused(prefloop.command("run", config, "--rounds", "2"), "--rounds +2", code=2)
-    refused(prefloop.command("run", config, "--watch", tmp_path / "inbox"), "mkdir")
+    refused(prefloop.command("run", config, "--watch", str(tmp_path / "inbox")), "mkdir")
     refused(prefloop.command("update", config, *out), "--pairs TABLE", code=2)
     refused(prefloop.command("sample", config, *sets, *out), "--prompts TABLE", code=2)
-    refused(prefloop.command("export", tmp_path), "a run with pairs")
-    refused(prefloop.command("status", tmp_path), "no round in it")
+    refused(prefloop.command("export", str(tmp_path)), "a run with pairs")
+    refused(prefloop.command("status", str(tmp_path)), "no round in it")
     assert not list(tmp_path.iterdir())
 
 
