@@ -142,6 +142,25 @@ class StageFolder:
                 got = "no such file" if length is None else f"{length} bytes"
                 raise self._not_as_published(entry, f"{entry.bytes} bytes, as published", got)
 
+    def refuse_changed(self) -> None:
+        """Check that a closed folder still holds what its manifest says, each part in its full length.
+
+        Raises:
+            ContractError: naming the first file that is missing or differs.
+        """
+        manifest = self.path / MANIFEST
+        if not manifest.exists():
+            raise _not_as_settled(manifest, "the manifest, as published", "no such file")
+        for wanted in read_json(manifest)["shards"]:
+            file, entry = self.path / wanted["file"], self._entry_file(wanted["shard"])
+            if not entry.exists() or read_json(entry) != wanted:
+                got = "another" if entry.exists() else "no such file"
+                raise _not_as_settled(entry, "the entry, as in the manifest", got)
+            length = file.stat().st_size if file.exists() else None
+            if length != wanted["bytes"]:
+                got = "no such file" if length is None else f"{length} bytes"
+                raise _not_as_settled(file, f"{wanted['bytes']} bytes, as published", got)
+
     # ---- a worker's side --------------------------------------------------------------------------------------------
 
     def entry(self, shard: int) -> Entry:
@@ -229,6 +248,13 @@ class StageFolder:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
             lock.unlink(missing_ok=True)
+
+
+def _not_as_settled(file: Path, wanted: str, got: str) -> ContractError:
+    """Of a settled round, whose result later ones were made from: nothing of it is made anew."""
+    return ContractError(
+        str(file), wanted=wanted, got=got, fix="restore the file, or start a run of another name: --set run.name=…"
+    )
 
 
 # ---- model folders --------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ class StopConfig(Settings):
 
     patience: int | None = Field(None, ge=1, description="rounds without a new best mean reward")
     max_kl: float | None = Field(None, gt=0, description="nats an answer, from the first policy (evaluate.kl)")
-    max_hours: float | None = Field(None, gt=0, description="hours that the settled rounds took together")
+    max_hours: float | None = Field(None, gt=0, description="hours of the settled rounds, of each its last attempt")
 
 
 ROUND_SECTIONS = ("reference", "prompts", "pairs", "sample", "score", "pair", "update")

@@ -32,7 +32,7 @@ def read_prompts(
         config: how chats are rendered, and which columns hold what.
         columns: in the place of the config's.
         held_out: keep one side of a held-out share; None keeps all.
-        exclude: prompts whose text is left out, because they are evaluated on.
+        exclude: prompts whose question is left out, because it is evaluated on.
         limit: keep this many, drawn by the run's seed.
 
     Raises:
@@ -65,6 +65,23 @@ def read_prompts(
         "seed": seed if limit is not None else None,
     }
     return shop.run_stage("prompts", [out], fingerprint, 1, lambda _: [job])
+
+
+def read_pool(
+    shop: Workshop, out: StageFolder, source: DataSource, config: PromptsConfig | None, *, evaluated: StageFolder | None
+) -> Done:
+    """A source of training prompts as one published table, without what is evaluated on.
+
+    A share is held out of the evaluation's own source alone; other sources lose the very prompts that are evaluated.
+
+    Args:
+        evaluated: the prompts that are evaluated on, if any.
+    """
+    evaluate, of_evaluation = shop.config.evaluate, shop.sources.evaluation
+    held = None
+    if evaluate is not None and evaluate.holdout is not None and of_evaluation is not None:
+        held = HeldOut(evaluate.holdout, wanted=False) if source.sha256 == of_evaluation.sha256 else None
+    return read_prompts(shop, out, source, config, held_out=held, exclude=evaluated)
 
 
 def read_pairs(shop: Workshop, out: StageFolder, source: DataSource, config: Config, *, round: int) -> Done:

@@ -211,6 +211,25 @@ def count_changed(prompts: pa.Table, tokenizer: PreTrainedTokenizerBase) -> int:
 # ---- drawing --------------------------------------------------------------------------------------------------------
 
 
+def question_of(prompt: str, conversation: Sequence[Mapping[str, str]] | None) -> str:
+    """What a prompt asks, however it is rendered: its text, or the chat's messages without those of the system.
+
+    What is evaluated on and what is trained on are told apart by it, whatever template, system message or form.
+    """
+    if conversation is None:
+        return prompt
+    asked = [message for message in conversation if message["role"] != "system"]
+    if len(asked) == 1:
+        return asked[0]["content"]
+    return json.dumps([[message["role"], message["content"]] for message in asked])
+
+
+def questions(prompts: pa.Table) -> list[str]:
+    """`question_of` every row of a table of `PROMPTS`."""
+    rows = prompts.select(["prompt", "conversation"]).to_pylist()
+    return [question_of(row["prompt"], row["conversation"]) for row in rows]
+
+
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """Which side of a held-out share is meant: that share (`wanted`), or the rest."""
@@ -218,9 +237,9 @@ class HeldOut:
     share: float
     wanted: bool
 
-    def keeps(self, prompt: str) -> bool:
-        """Whether a prompt is on this side: by its text alone, so that new rows and other columns move no old one."""
-        return (int(row_id("holdout", prompt)[:8], 16) / 2**32 < self.share) == self.wanted
+    def keeps(self, question: str) -> bool:
+        """Whether a prompt is on this side: by its question alone, so that new rows and columns move no old one."""
+        return (int(row_id("holdout", question)[:8], 16) / 2**32 < self.share) == self.wanted
 
 
 def draw(num_prompts: int, *, before: Sequence[int] = (), count: int, seed: int) -> list[int]:

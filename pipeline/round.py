@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,11 @@ from stages.vocab import POLICY_STREAM
 
 ENGINE_GAP_LIMIT = 0.1  # nats a token; float32 differs by 1e-7, bfloat16 by some 1e-2
 
+_FOR_THIS_ROUND = (
+    ".\nSettled rounds keep their settings: write rounds as a list, and override this round alone, for example "
+    "rounds: [{}, {pair: {min_margin: 0}}]"
+)
+
 References = Sequence[tuple[Weights, StageFolder]]
 """The references of a round, each with the tables of its log-probs."""
 
@@ -44,6 +49,7 @@ class Round:
         label: what its lines begin with.
         folder: in the place of the run's ``round-K``.
         every_prompt: ask the whole pool instead of ``prompts.per_round`` of it.
+        give_up: called where nothing can be built on what was sampled, before the error is raised.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Round:
         label: str = "",
         folder: Path | None = None,
         every_prompt: bool = False,
+        give_up: Callable[[], None] | None = None,
     ) -> None:
         self.shop, self.number, self.start, self.references = shop, number, start, tuple(references)
         self.config: Config = shop.config.for_round(number)
@@ -67,7 +74,7 @@ class Round:
         self.figures: figures.Figures = {}
         self._pool, self._evaluation, self._label = pool, evaluation, label
         self._drawn_before, self._every_prompt = tuple(drawn_before), every_prompt
-        self._watch = Stopwatch()
+        self._give_up, self._watch = give_up, Stopwatch()
 
     # ---- collect ----------------------------------------------------------------------------------------------------
 
@@ -142,8 +149,7 @@ class Round:
         )
         self.figures["pairs"] = figures.paired(pairs.entries(), done.entries)
         if not self.figures["pairs"]["num_pairs"]:
-            for refused in (pairs, fates):
-                refused.refuse("no pair")
+            self._refuse(pairs, fates, candidates, scored, StageFolder(self.folder / "unscaled", SCORED))
             raise self._no_pair()
         self._tell("pair", figures.paired_line(self.figures["pairs"], done.seconds), done)
         return pairs
@@ -158,13 +164,22 @@ class Round:
             got=f"none from {pairs['num_prompts']} prompts: {fates}{spread}",
             fix="gap_too_small: lower pair.min_margin; all_truncated: raise sample.max_new_tokens; "
             "duplicate_answers or tied: raise sample.temperature or sample.num_generations; "
-            "prompt_too_long: shorter prompts or a smaller sample.max_new_tokens",
+            "prompt_too_long: shorter prompts or a smaller sample.max_new_tokens"
+            + (_FOR_THIS_ROUND if self.number > 1 else ""),
         )
+
+    def _refuse(self, *tables: StageFolder) -> None:
+        """Let results give way that nothing can be built on; a watched file's round is given up."""
+        for table in tables:
+            if table.entries():
+                table.refuse("nothing can be built on it")
+        if self._give_up is not None:
+            self._give_up()
 
     def _refuse_equal_rewards(self, spread: figures.Figures, table: StageFolder) -> None:
         scored = spread["num_scored"]
         if scored > 1 and spread["min"] == spread["max"]:
-            table.refuse("rewards all equal")
+            self._refuse(table, StageFolder(self.folder / "unscaled", SCORED))
             raise StageError(
                 f"round {self.number}: score",
                 wanted="rewards that tell answers apart",
@@ -306,8 +321,9 @@ class Round:
         Raises:
             ContractError: naming the first file that is not.
         """
-        for contract in (PROMPTS, CANDIDATES, SCORED, PAIRS, FATES, REFERENCE_LOGPS):
-            self._folder(contract).refuse_damaged()
+        sampled = (PROMPTS, CANDIDATES, SCORED, FATES) if self.config.pairs is None else ()
+        for contract in (*sampled, PAIRS, REFERENCE_LOGPS):
+            self._folder(contract).refuse_changed()
         refuse_changed_model(self.folder / "policy")
 
     def write_report(self, decision: str, reason: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import report
 from pipeline.artifacts import StageFolder, refuse_other_fingerprint, write_json
@@ -13,8 +15,7 @@ from pipeline.evaluation import Evaluation
 from pipeline.figures import Figures
 from pipeline.jobs import inputs
 from pipeline.lineage import Lineage, RoundRecord, describe
-from pipeline.pools import read_prompts
-from pipeline.prompts import HeldOut
+from pipeline.pools import read_pool
 from pipeline.round import Round
 from pipeline.run_folder import write_config
 from pipeline.schedule import asked_rounds, reason_to_stop
@@ -96,10 +97,8 @@ class Run:
         return a is not None and b is not None and a.model_copy(update=plain) == b.model_copy(update=plain)
 
     def _read_pool(self, out: StageFolder, source: DataSource, config: PromptsConfig) -> str:
-        evaluate = self.config.evaluate
-        held = None if evaluate is None or evaluate.holdout is None else HeldOut(evaluate.holdout, wanted=False)
-        exclude = self.evaluation.prompts if self.evaluation is not None else None
-        stats = read_prompts(self.shop, out, source, config, held_out=held, exclude=exclude).entries[0].stats
+        evaluated = self.evaluation.prompts if self.evaluation is not None else None
+        stats = read_pool(self.shop, out, source, config, evaluated=evaluated).entries[0].stats
         num_prompts = out.entry(0).rows
         told = f"{num_prompts:,} to train on"
         if stats["merged"]:
@@ -108,7 +107,7 @@ class Run:
             told += f"; {stats['evaluated']:,.0f} left out of training, since they are evaluated on"
         if stats["changed"]:
             told += f"; the policy's tokenizer does not keep the text of {stats['changed']:,.0f} of them as it is"
-        if self.num_rounds * config.per_round > num_prompts:
+        if not out.path.name.startswith("prompts-") and self.num_rounds * config.per_round > num_prompts:
             told += f"; asked again, reshuffled, after {num_prompts // config.per_round} rounds"
         return told
 
@@ -156,7 +155,7 @@ class Run:
                 refuse_other_fingerprint(rnd.folder, settled.fingerprint, rnd.fingerprint)
                 rnd.refuse_damaged()
                 self.shop.console.line(self._label(number), "finished", "nothing to do")
-            elif reason := reason_to_stop(self.config.stop_when, report.round_reports(self.folder)):
+            elif reason := reason_to_stop(self.config.stop_when, self._settled_reports()):
                 self.shop.console.line("", "stopped", f"after {number - 1} rounds: {reason}")
                 break
             else:
@@ -192,7 +191,8 @@ class Run:
         assert config is not None
         try:
             if not table.is_closed():
-                self._read_pool(table, DataSource.found(file, key="--watch"), config)
+                told = self._read_pool(table, DataSource.found(file, key="--watch"), config)
+                self.shop.console.line("", "prompts", f"{file}: {told}")
         except (InputError, OSError) as error:
             self._watch.refuse(file, str(error))
             reason = f"{error.got}; {error.fix}" if isinstance(error, InputError) else str(error)
@@ -201,9 +201,13 @@ class Run:
         self._pools[number] = Pool(table, whole=True)
         return True
 
+    def _settled_reports(self) -> list[dict[str, Any]]:
+        """The reports of the settled rounds, and of the evaluation before the first."""
+        return [found for found in report.round_reports(self.folder) if found["round"] <= len(self.lineage.rounds)]
+
     def _refuse_fewer_rounds(self) -> None:
         num_settled = len(self.lineage.rounds)
-        num_watched = sum(self._watch.file_of(number) is not None for number in range(1, num_settled + 1))
+        num_watched = self._watch.count(num_settled)
         if num_settled - num_watched > self.num_rounds:
             raise ConfigError(
                 "rounds",
@@ -225,7 +229,21 @@ class Run:
             evaluation=self.evaluation,
             label=self._label(number),
             every_prompt=pool is not None and pool.whole,
+            give_up=self._giving_up(number),
         )
+
+    def _giving_up(self, number: int) -> Callable[[], None] | None:
+        """What gives a watched file's round up, so that the next start goes on with the next file."""
+        file = self._watch.file_of(number)
+        if file is None:
+            return None
+
+        def give_up() -> None:
+            self._watch.refuse(file, "no pair could be made of its prompts")
+            shutil.rmtree(self.folder / f"round-{number:04d}")
+            shutil.rmtree(self._pools[number].table.path)
+
+        return give_up
 
     def _drawn_before(self, number: int) -> list[int]:
         """How many prompts each earlier round drew from a round's pool."""

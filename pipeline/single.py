@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts import StageFolder
+from pipeline.artifacts import MANIFEST, StageFolder
 from pipeline.config import Config
 from pipeline.config_file import load_config
 from pipeline.console import Console
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 def sample_alone(config_file: Path, overrides: Sequence[str], out: Path, *, prompts: Path | None) -> None:
     """Candidates of the config's policy for every prompt: those of the config, or of a table of `PROMPTS`."""
-    with _bench(config_file, overrides, out, needs=("policy",) if prompts else ("policy", "prompts")) as shop:
-        rnd = _round(shop)
+    with _bench(config_file, overrides, out, needs=("policy",) if prompts else _TO_ASK) as shop:
         asked = _prompts_of_config(shop) if prompts is None else _adopted(shop, {PROMPTS: prompts})[0]
+        rnd = _round(shop, [asked])
         candidates = rnd.sample(asked, rnd.start)
         shop.console.text(f"\ncandidates   {candidates.path}\nprompts      {asked.path}")
 
@@ -38,7 +38,8 @@ def sample_alone(config_file: Path, overrides: Sequence[str], out: Path, *, prom
 def score_alone(config_file: Path, overrides: Sequence[str], out: Path, *, prompts: Path, candidates: Path) -> None:
     """The candidates' rewards."""
     with _bench(config_file, overrides, out, needs=("rewards",)) as shop:
-        scored = _round(shop).score(*_adopted(shop, {PROMPTS: prompts, CANDIDATES: candidates}))
+        tables = _adopted(shop, {PROMPTS: prompts, CANDIDATES: candidates})
+        scored = _round(shop, tables).score(*tables)
         shop.console.text(f"\nscored   {scored.path}")
 
 
@@ -48,18 +49,21 @@ def pair_alone(
     """Chosen and rejected answers out of scored candidates, and every prompt's fate."""
     with _bench(config_file, overrides, out, needs=()) as shop:
         tables = _adopted(shop, {PROMPTS: prompts, CANDIDATES: candidates, SCORED: scored})
-        pairs = _round(shop).pair(*tables)
+        pairs = _round(shop, tables).pair(*tables)
         shop.console.text(f"\npairs   {pairs.path}\nfates   {out / 'fates'}")
 
 
 def update_alone(config_file: Path, overrides: Sequence[str], out: Path, *, pairs: Path | None) -> None:
     """The config's policy, updated on pairs: those of the config, or of a table of `PAIRS`."""
     with _bench(config_file, overrides, out, needs=("policy",) if pairs else ("policy", "pairs")) as shop:
-        rnd = _round(shop)
-        data = rnd.ready_pairs() if pairs is None else _adopted(shop, {PAIRS: pairs})[0]
+        given = _adopted(shop, {PAIRS: pairs}) if pairs is not None else []
+        rnd = _round(shop, given)
+        data = given[0] if given else rnd.ready_pairs()
         result = rnd.update(rnd.start, data, rnd.reference_logps(data, rnd.references))
         shop.console.text(f"\npolicy   {result.path}   (a Hugging Face folder)\nsteps    {out / 'metrics.jsonl'}")
 
+
+_TO_ASK = ("policy", "prompts", "evaluation")
 
 _NEEDED = {
     "prompts": ("prompts to answer", "--prompts TABLE, or --set prompts.path=… --set pairs=null"),
@@ -72,27 +76,36 @@ _NEEDED = {
 def _bench(config_file: Path, overrides: Sequence[str], out: Path, *, needs: Sequence[str]) -> Iterator[Workshop]:
     config, out = load_config(config_file, overrides), out.absolute()
     for section in ("score" if name == "rewards" else name for name in needs):
-        if getattr(config, section) is None:
+        if section in _NEEDED and getattr(config, section) is None:
             wanted, fix = _NEEDED[section]
             raise ConfigError(section, wanted=wanted, got=f"a config without {section}", fix=fix)
     with only_run(out), opened(config, config_file, out, Console(), needs=needs) as shop:
         yield shop
 
 
-def _round(shop: Workshop) -> Round:
+def _round(shop: Workshop, tables: Sequence[StageFolder]) -> Round:
+    """The round that tables belong to, or the first: its number enters seeds and ids."""
+    from pipeline.jobs.tables import RoundOf
     from pipeline.round import Round
 
+    number = max(1, shop.crew.tasks.run(RoundOf(tables[0]))) if tables else 1
     found = shop.sources.found_policy
-    return Round(shop, 1, found, (found,) if found else (), folder=shop.folder)  # type: ignore[arg-type]
+    return Round(shop, number, found, (found,) if found else (), folder=shop.folder)  # type: ignore[arg-type]
 
 
 def _prompts_of_config(shop: Workshop) -> StageFolder:
-    from pipeline.pools import read_prompts
+    """All prompts of the config, but those that it evaluates on."""
+    from pipeline.evaluation import Evaluation
+    from pipeline.pools import read_pool
     from pipeline.round import Round
 
     source, pool = shop.sources.of(1).prompts, StageFolder(shop.folder / "pool", PROMPTS)
+    evaluation = Evaluation(shop, shop.config.evaluate) if shop.config.evaluate is not None else None
     assert source is not None
-    read_prompts(shop, pool, source, shop.config.for_round(1).prompts)
+    if evaluation is not None:
+        evaluation.prepare()
+    evaluated = evaluation.prompts if evaluation is not None else None
+    read_pool(shop, pool, source, shop.config.for_round(1).prompts, evaluated=evaluated)
     return Round(shop, 1, shop.sources.policy, (), pool=pool, folder=shop.folder, every_prompt=True).draw_prompts()
 
 
@@ -123,6 +136,14 @@ def _adopted(shop: Workshop, given: Mapping[Contract, Path]) -> list[StageFolder
 def _made_from_one_another(folders: Sequence[StageFolder]) -> bool:
     """Whether these are published tables, each shard made from the same shard of the one before."""
     entries = [folder.entries() for folder in folders]
+    for folder, found in zip(folders, entries, strict=True):
+        if found and not folder.is_closed():
+            raise InputError(
+                str(folder.path),
+                wanted="a finished table",
+                got=f"one without {MANIFEST}, {len(found)} parts so far",
+                fix="let its stage finish, or name Parquet files",
+            )
     return (
         len({len(found) for found in entries}) == 1
         and all(

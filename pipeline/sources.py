@@ -17,6 +17,9 @@ from stages.score.config import FunctionReward, ModelReward, RewardConfig
 from stages.score.functions import find_function
 from stages.weights import file_sha256, files_sha256, weights_sha256
 
+_OURS = ("pipeline", "stages", "cluster")
+_INSTALLED = frozenset(("site-packages", "dist-packages"))
+
 
 @dataclass(frozen=True, slots=True)
 class RewardSource:
@@ -120,6 +123,8 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make, needs: 
         section, key = (evaluate, "evaluate.path") if own else (config.prompts, "prompts.path")
         evaluation = find.data(section, key) if section is not None else None
         texts = find.data(evaluate.texts, "evaluate.texts.path") if evaluate.texts is not None else None
+    if "rewards" in needs:
+        _import_functions(config)
     num_entries = 0 if isinstance(config.rounds, int) else config.num_rounds
     return Sources(
         found_policy=Weights.found(policy, round=0) if policy else None,
@@ -173,10 +178,34 @@ class _Finder:
 
 def _reward_source(reward: RewardConfig, name: str, key: str, maker: models.Maker) -> RewardSource:
     if isinstance(reward, FunctionReward):
-        function, named = find_function(reward.target), reward.target.partition(":")[0]
-        defined = function.__module__ if inspect.isfunction(function) else named
-        module = getattr(sys.modules.get(defined, sys.modules[named]), "__file__", None)
-        return RewardSource(reward, name, key, None, file_sha256(Path(module)) if module else "built in")
+        return RewardSource(reward, name, key, None, _function_sha256(reward.target))
     folder = models.resolve(reward.path, key=f"{key}.path", maker=maker)
     models.check_reward(folder, key=f"{key}.path")
     return RewardSource(reward, name, f"{key}.path", folder, f"{weights_sha256(folder)} {files_sha256(folder)}")
+
+
+def _import_functions(config: Config) -> None:
+    """Import every reward function first, so that a hash of what they use does not depend on their order."""
+    for found in (config, *config.every_round()):
+        for reward in found.rewards:
+            if isinstance(reward, FunctionReward):
+                find_function(reward.target)
+
+
+def _function_sha256(target: str) -> str:
+    """A hash of a reward function's module, and of the modules beside it that were imported with it."""
+    function, named = find_function(target), target.partition(":")[0]
+    defined = function.__module__ if inspect.isfunction(function) else named
+    file = getattr(sys.modules.get(defined, sys.modules[named]), "__file__", None)
+    if file is None:
+        return "built in"
+    path = Path(file)
+    alone = defined.partition(".")[0] in _OURS or _INSTALLED.intersection(path.parts)
+    files = [path] if alone else [path, *imported_from(path.parent)]
+    return " ".join(file_sha256(found) for found in dict.fromkeys(files))
+
+
+def imported_from(folder: Path) -> list[Path]:
+    """The files of the modules below a folder that this process has imported, in order."""
+    files = [Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
+    return sorted({file for file in files if file.is_relative_to(folder) and not _INSTALLED.intersection(file.parts)})

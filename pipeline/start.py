@@ -23,9 +23,9 @@ from pipeline.plan.command import refuse_what_cannot_be_held
 from pipeline.report import result_table, round_reports, where_things_are
 from pipeline.run_folder import is_held, next_log_dir, only_run
 from pipeline.schedule import add_rounds, parse_addition
-from pipeline.sources import ALL, Sources, find_sources
-from pipeline.watch import refuse_watch
-from stages.errors import PrefloopError
+from pipeline.sources import ALL, Sources, find_sources, imported_from
+from pipeline.watch import Watch, refuse_watch
+from stages.errors import ConfigError, PrefloopError
 
 if TYPE_CHECKING:
     from pipeline.workshop import Workshop
@@ -68,10 +68,19 @@ def run(
 def _add_rounds(config: Config, more: int, console: Console) -> bool:
     """Add rounds to a run; whether a process that works on it will do them."""
     folder, going_on = config.folder(), is_held(config.folder())
-    settled = len(Lineage.read(folder / "run.json").rounds)
+    if config.pairs is not None:
+        raise ConfigError(
+            "--rounds",
+            wanted="a run that samples its pairs",
+            got="ready pairs: nothing new is sampled between rounds",
+            fix="--set update.num_train_epochs=2 for more passes",
+        )
+    num_settled = len(Lineage.read(folder / "run.json").rounds)
+    settled = num_settled - Watch(folder / "watched.json").count(num_settled)
     rounds, added = add_rounds(folder, config.num_rounds, more, settled=settled, going_on=going_on)
     told = f"{more} added: {rounds} in all" if added else f"{rounds} in all; the {more} added before are not done yet"
-    console.line("", "rounds", told + ("; the run that is going on does them too" if going_on else ""))
+    by_it = "; the run that is going on does them too (should it just be ending, the same command does)"
+    console.line("", "rounds", told + (by_it if going_on else ""))
     return going_on
 
 
@@ -101,7 +110,7 @@ def opened(
         from pipeline.crew import Crew
         from pipeline.workshop import Workshop
 
-        shipped = imported_from(beside)
+        shipped = shipped_from(beside)
         with session(config.cluster, log_dir=log_dir, search_path=[beside], shipped=shipped) as devices:
             crew = Crew(config, devices, log_dir=log_dir)
             refuse_unless_it_fits(crew.layout.workers)
@@ -123,10 +132,9 @@ def _tell_shortages(config: Config, console: Console) -> None:
         console.line("", "plan", told)
 
 
-def imported_from(folder: Path) -> list[Path]:
+def shipped_from(folder: Path) -> list[Path]:
     """The modules and packages of a folder that this process has imported: reward functions, and what they use."""
-    files = [Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
-    tops = {folder / file.relative_to(folder).parts[0] for file in files if file.is_relative_to(folder)}
+    tops = {folder / file.relative_to(folder).parts[0] for file in imported_from(folder)}
     return sorted(path for path in tops if path.suffix == ".py" or (path / "__init__.py").exists())
 
 

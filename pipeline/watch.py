@@ -1,8 +1,9 @@
 """A folder that gives a run one round for each file of prompts that appears in it.
 
-Files are taken in the order of their times, each once. Which round took which file is kept in ``watched.json`` in the
-run's folder. A file called ``STOP`` ends the run. Write a file elsewhere and rename it into the folder, or give it
-another name until it is whole: names that begin with a dot, and endings that no reader knows, are left alone.
+Files are taken in the order of their times, each once; one that has changed since counts as another. Which round took
+which file is kept in ``watched.json`` in the run's folder. A file called ``STOP`` ends the run. Write a file elsewhere
+and rename it into the folder, or give it another name until it is whole: names that begin with a dot, and endings that
+no reader knows, are left alone.
 """
 
 from __future__ import annotations
@@ -33,13 +34,19 @@ class Watch:
         """The file that a round took."""
         return next((Path(entry["file"]) for entry in self._entries() if entry["round"] == round), None)
 
+    def count(self, num_rounds: int) -> int:
+        """How many of the first `num_rounds` rounds took a file."""
+        return sum(self.file_of(number) is not None for number in range(1, num_rounds + 1))
+
     def take(self, file: Path, *, round: int) -> None:
         """Note that a round takes a file."""
-        self._note({"file": str(file), "round": round})
+        self._note({"file": str(file), "round": round, "changed_ns": _changed_ns(file)})
 
     def refuse(self, file: Path, reason: str) -> None:
         """Note that a file cannot be used; no round has it."""
-        self._note({"file": str(file), "round": None, "reason": reason})
+        taken = next((entry for entry in self._entries() if entry["file"] == str(file) and entry["round"]), None)
+        changed_ns = taken["changed_ns"] if taken else _changed_ns(file)
+        self._note({"file": str(file), "round": None, "changed_ns": changed_ns, "reason": reason})
 
     def next_file(self) -> Path | None:
         """The next new file, waited for; None at ``STOP``, or where no folder is watched."""
@@ -52,22 +59,33 @@ class Watch:
         return None
 
     def _oldest_new(self, folder: Path) -> Path | None:
-        taken = {entry["file"] for entry in self._entries()}
+        taken = {(entry["file"], entry["changed_ns"]) for entry in self._entries()}
         found = []
         for file in folder.iterdir():
-            if file.suffix not in SUFFIXES or file.name.startswith(".") or str(file) in taken:
+            if file.suffix not in SUFFIXES or file.name.startswith("."):
                 continue
-            changed = file.stat().st_mtime
-            if time.time() - changed >= _SETTLED_S:
-                found.append((changed, file))
+            changed_ns = _changed_ns(file)
+            if changed_ns is None or (str(file), changed_ns) in taken:
+                continue
+            if time.time_ns() - changed_ns >= _SETTLED_S * 1e9:
+                found.append((changed_ns, file))
         return min(found)[1] if found else None
 
     def _entries(self) -> list[dict[str, Any]]:
         return read_json(self.ledger)["files"] if self.ledger.exists() else []  # type: ignore[no-any-return]
 
     def _note(self, entry: dict[str, Any]) -> None:
-        others = [found for found in self._entries() if found["file"] != entry["file"]]
+        same = (entry["file"], entry["changed_ns"])
+        others = [found for found in self._entries() if (found["file"], found["changed_ns"]) != same]
         write_json(self.ledger, {"files": [*others, entry]})
+
+
+def _changed_ns(file: Path) -> int | None:
+    """When a file was changed last; None if it is not there any more."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def refuse_watch(config: Config, folder: Path) -> None:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.artifacts import Entry, StageFolder
 from pipeline.config import PairsConfig
 from pipeline.pair_files import pair_rows
 from pipeline.prompt_files import Part, read_rows
-from pipeline.prompts import Form, HeldOut, count_changed, distinct, draw, prompt_rows
+from pipeline.prompts import Form, HeldOut, count_changed, distinct, draw, prompt_rows, questions
 from stages.contracts import PAIRS, TEXTS
 from stages.errors import InputError
 from stages.pretrained import num_embeddings
@@ -63,12 +62,12 @@ class PreparePrompts:
         everything, merged = distinct(prompt_rows(rows, tokenizer, form=self.form))
         table = everything
         if self.held_out is not None:
-            kept = [self.held_out.keeps(prompt) for prompt in table["prompt"].to_pylist()]
+            kept = [self.held_out.keeps(question) for question in questions(table)]
             table = table.filter(pa.array(kept, pa.bool_()))
         num_evaluated = table.num_rows
         if self.exclude is not None:
-            evaluated = pa.concat_tables(self.exclude.read_all())["prompt"]
-            table = table.filter(pc.invert(pc.is_in(table["prompt"], evaluated)))
+            evaluated = set(questions(pa.concat_tables(self.exclude.read_all())))
+            table = table.filter(pa.array([question not in evaluated for question in questions(table)], pa.bool_()))
         num_evaluated -= table.num_rows
         if not table.num_rows:
             raise InputError(

@@ -152,3 +152,13 @@ def _without_candidates(prompts: pa.Table, candidates: pa.Table) -> list[dict[st
         {"prompt_id": prompt_id, "fate": "engine_error", "detail": "the given table has no candidate for it"}
         for prompt_id in silent["prompt_id"].to_pylist()
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOf:
+    """The round that a table says it belongs to; 0 for one without rows."""
+
+    table: StageFolder
+
+    def __call__(self, _state: None) -> int:
+        return next((int(part["round"][0].as_py()) for part in self.table.read_all() if part.num_rows), 0)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+_ROUNDING = 1e-9  # of the mean: sums of equal numbers differ by less
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -45,8 +47,9 @@ class Moments:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation; 1 where all numbers are equal, which then scale to 0."""
-        return math.sqrt(self.squares / self.count) if self.count and self.squares else 1.0
+        """The standard deviation; 1 where all numbers are equal but for rounding, which then scale to 0."""
+        deviation = math.sqrt(self.squares / self.count) if self.count else 0.0
+        return deviation if deviation > _ROUNDING * max(1.0, abs(self.mean)) else 1.0
 
 
 @dataclass(frozen=True, slots=True)
