@@ -127,3 +127,23 @@ def test_a_model_folder_counts_once_its_manifest_is_there(tmp_path):
     assert found_model(tmp_path, {"seed": 1})["sha256"] == "x"
     with pytest.raises(FingerprintError):
         found_model(tmp_path, {"seed": 2})
+
+
+@pytest.mark.parametrize("gone", ["manifest.json", "_shards/part-00001.json", "part-00001.parquet"])
+def test_a_closed_folder_that_lost_a_file_is_refused_by_its_name(folder, gone):
+    for shard in range(2):
+        folder.publish(shard, table())
+    folder.close(2)
+    folder.refuse_changed()
+    (folder.path / gone).unlink()
+    with pytest.raises(ContractError, match=gone.rpartition("/")[2]):
+        folder.refuse_changed()
+
+
+def test_a_closed_folder_with_another_entry_than_its_manifests_is_refused(folder):
+    folder.publish(0, table("tied"))
+    folder.close(1)
+    entry = folder.path / "_shards" / "part-00000.json"
+    entry.write_text(entry.read_text(encoding="utf-8").replace('"rows": 2', '"rows": 3'), encoding="utf-8")
+    with pytest.raises(ContractError, match="part-00000.json"):
+        folder.refuse_changed()

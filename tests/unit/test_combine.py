@@ -60,3 +60,9 @@ def test_a_standardised_reward_does_not_depend_on_its_unit_or_offset(values, uni
 def test_equal_values_standardise_to_nothing():
     moments = Moments.of([3.0, 3.0, 3.0])
     assert combined(rewards(a=3.0), [Term("a", 5.0, moments.mean, moments.deviation)]) == 0.0
+
+
+def test_equal_values_whose_mean_is_rounded_count_as_equal():
+    """0.1 six times has a spread of 1e-17 by rounding; an answer of 0.2 must not become 7e15."""
+    assert Moments.of([0.1] * 6).deviation == 1.0
+    assert Moments.of([0.1] * 3).merged(Moments.of([0.1] * 4)).deviation == 1.0

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.prompt_files import WHOLE, Part, fetch_dataset, on_hub, read_rows, source_sha256
-from pipeline.prompts import Form, HeldOut, distinct, draw, prompt_rows
+from pipeline.prompts import Form, HeldOut, distinct, draw, prompt_rows, question_of
 from stages.errors import InputError
 from stages.tokenizers import load_tokenizer
 
@@ -204,3 +204,11 @@ def test_holding_out_goes_by_the_text_alone_and_every_prompt_is_on_one_side():
     held = [HeldOut(0.1, wanted=True).keeps(text) for text in texts]
     assert held == [not HeldOut(0.1, wanted=False).keeps(text) for text in texts]
     assert sum(held) / len(held) == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_question_is_one_however_it_is_rendered():
+    chat = [{"role": "user", "content": "Why?"}]
+    told = [{"role": "system", "content": "Be brief."}, *chat]
+    more = [*chat, {"role": "assistant", "content": "So."}, {"role": "user", "content": "Why?"}]
+    assert question_of("Why?", None) == question_of("<user>Why?", chat) == question_of("Be brief.<user>Why?", told)
+    assert question_of("…", more) not in (question_of("Why?", None), "")

@@ -100,6 +100,24 @@ def test_a_refused_file_gives_its_round_to_the_next_one(tmp_path):
     assert watch.next_file() is None
 
 
+def test_a_file_that_was_mended_under_its_name_counts_as_another(tmp_path):
+    watch = Watch(tmp_path / "watched.json", tmp_path)
+    put(tmp_path, "today.jsonl", age=30.0)
+    file = watch.next_file()
+    watch.take(file, round=1)
+    watch.refuse(file, "broken")
+    put(tmp_path, "today.jsonl", age=20.0)
+    assert watch.next_file() == file
+    watch.take(file, round=1)
+    assert (watch.file_of(1), watch.count(3)) == (file, 1)
+
+
+def test_a_file_that_goes_away_is_passed_over(tmp_path):
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "STOP").touch()
+    assert Watch(tmp_path / "watched.json", tmp_path).next_file() is None
+
+
 def test_a_file_that_is_still_written_is_waited_for(tmp_path):
     watch = Watch(tmp_path / "watched.json", tmp_path)
     put(tmp_path, "growing.jsonl", age=-2.0)
