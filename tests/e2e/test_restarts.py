@@ -58,7 +58,7 @@ def attempt(work):
         return type(error).__name__
 
 
-with session(config, log_dir=folder, search_path=[folder]):
+with session(config, log_dir=folder, search_path=[folder], shipped=[]):
     pool = Pool(object, name="pool", size=2, resources=share, log_dir=folder, max_restarts=1,
                 start_timeout_s=60)
     print("pool", sorted(pool.map([DieOnce("a"), DieOnce("b")])))
