@@ -230,7 +230,7 @@ class Round:
         if not candidates.is_closed():
             return ""
         gap = self.figures["engine_gap"] = self.shop.crew.tasks.run(training.EngineGap(candidates, scored))
-        if gap > ENGINE_GAP_LIMIT:
+        if not gap <= ENGINE_GAP_LIMIT:  # so that NaN, of broken weights, is refused too
             raise StageError(
                 f"round {self.number}: reference",
                 wanted=f"log-probs of engine and trainer within {ENGINE_GAP_LIMIT} nats a token of each other",
