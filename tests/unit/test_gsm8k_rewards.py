@@ -6,19 +6,27 @@ import importlib.util
 import json
 import os
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.fixture(scope="module")
-def rewards():
+@cache
+def load():
     spec = importlib.util.spec_from_file_location("gsm8k_rewards", CONFIGS / "gsm8k_rewards.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def rewards():
+    return load()
 
 
 @pytest.mark.parametrize(
@@ -39,12 +47,26 @@ def rewards():
         ("18%", "18"),
         ("the total is .5 litres", "0.5"),
         ("x2 is no number, 3 is", "3"),
+        ("The total is 3 + 4 = 7.", "7"),
+        ("Result: 17 - 2 = 15", "15"),
+        ("#### 5*3=15", "15"),
+        ("#### Step 2: 5*3 = 15", "15"),
+        ("#### 12\n(3 = 3)", "12"),
+        ("It is \N{MINUS SIGN}5", "-5"),
+        ("10 - -5", "-5"),
         ("no number at all", None),
         ("", None),
     ],
 )
 def test_the_final_number_is_found_however_it_is_spelled(rewards, text, number):
     assert rewards.number_of(text) == (None if number is None else Decimal(number))
+
+
+@given(st.text("0123456789+-.,$= #A:\n\N{MINUS SIGN}", max_size=30))
+def test_no_text_is_too_odd_to_be_read(text):
+    """One answer that raised would end a run."""
+    found = load().number_of(text)
+    assert found is None or found.is_finite()
 
 
 def test_a_completion_without_a_number_is_wrong_and_chats_are_read_too(rewards):
