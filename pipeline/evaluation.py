@@ -59,7 +59,7 @@ class Evaluation:
             self.shop,
             self._drawn,
             source,
-            of_prompts,
+            of_prompts or base.pairs,
             columns=config.columns,
             held_out=HeldOut(config.holdout, wanted=True) if config.holdout is not None else None,
             limit=config.num_prompts,

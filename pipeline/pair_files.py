@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "prompt": ("prompt", "question", "instruction", "query"),
-    "messages": ("messages", "conversations", "context_messages", "context"),
+    "messages": ("messages", "conversations", "context_messages"),
     "chosen": ("chosen", "chosen_response", "response_chosen", "accepted"),
     "rejected": ("rejected", "rejected_response", "response_rejected"),
     "score_chosen": ("score_chosen", "chosen_score", "chosen_rating", "chosen-rating"),
@@ -50,20 +50,25 @@ def pair_rows(
     *,
     form: Form,
     round: int,
+    ends: Sequence[int] = (),
 ) -> Iterator[dict[str, Any]]:
     """Rows of `PAIRS`, in order, with repeated ones; pairs of two equal answers are left out.
+
+    Args:
+        ends: ids of tokens that end an answer, besides the tokenizer's EOS.
 
     Raises:
         InputError: with the row's place, for missing columns, a wrong type, an empty prompt, or a chat without a
             template.
     """
+    ends = [tokenizer.eos_token_id, *ends]
     for where, row in rows:
         pair = understood(row, tokenizer, form, where=where)
         if pair.chosen == pair.rejected:
             continue
         prompt_ids = prompt_token_ids(tokenizer, pair.prompt, rendered=pair.chat is not None, where=where)
-        chosen_ids = _answer_ids(pair, pair.chosen, tokenizer, form, where)
-        rejected_ids = _answer_ids(pair, pair.rejected, tokenizer, form, where)
+        chosen_ids = _answer_ids(pair, pair.chosen, prompt_ids, tokenizer, form, ends, where)
+        rejected_ids = _answer_ids(pair, pair.rejected, prompt_ids, tokenizer, form, ends, where)
         prompt_id = row_id("prompt", pair.prompt)
         chosen_id, rejected_id = (row_id("response", prompt_id, text) for text in (pair.chosen, pair.rejected))
         both = pair.score_chosen is not None and pair.score_rejected is not None
@@ -104,7 +109,7 @@ def understood(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, form:
         chosen, rejected = _without(before, chosen), _without(before, rejected)
         prompt = before
     own_system = row.get("system") if isinstance(row.get("system"), str) else None
-    if own_system and isinstance(prompt, list):
+    if own_system and (form.to_chat or isinstance(prompt, list)):
         form = replace(form, system=own_system)
     chat, text = chat_and_text(prompt, tokenizer, form, where)
     return ReadyPair(
@@ -119,9 +124,10 @@ def understood(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, form:
 
 def _found_columns(row: Mapping[str, Any], mapped: Mapping[str, str], where: str) -> dict[str, str]:
     found = dict(mapped)
+    is_asked = "prompt" in mapped or "messages" in mapped
     for role, names in _NAMES.items():
         name = next((name for name in names if name in row), None)
-        if role not in found and name is not None:
+        if role not in found and name is not None and not (is_asked and role in ("prompt", "messages")):
             found[role] = name
     for role in ("chosen", "rejected", *mapped):
         if found.get(role) not in row:
@@ -138,7 +144,7 @@ def _found_columns(row: Mapping[str, Any], mapped: Mapping[str, str], where: str
 
 def _prompt(row: Mapping[str, Any], found: Mapping[str, str]) -> Any:
     """The prompt as text or messages; None where the answers hold it."""
-    column = found.get("messages") or found.get("prompt")
+    column = found.get("prompt") or found.get("messages")
     if column is None or row[column] is None:
         return None
     value = row[column]
@@ -209,8 +215,16 @@ def _number(row: Mapping[str, Any], column: str | None, where: str) -> float | N
     return score
 
 
-def _answer_ids(pair: ReadyPair, answer: str, tokenizer: PreTrainedTokenizerBase, form: Form, where: str) -> list[int]:
-    """An answer's tokens up to the first EOS, which a sampled answer would have stopped at.
+def _answer_ids(
+    pair: ReadyPair,
+    answer: str,
+    prompt_ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    form: Form,
+    ends: Sequence[int],
+    where: str,
+) -> list[int]:
+    """An answer's tokens up to the first that would have ended a sampled one, which is added where there is none.
 
     A chat's answer is what the template makes of it behind the rendered prompt, where that begins with the prompt.
     """
@@ -219,6 +233,17 @@ def _answer_ids(pair: ReadyPair, answer: str, tokenizer: PreTrainedTokenizerBase
         messages = [*pair.chat, {"role": "assistant", "content": answer}]
         whole = render_chat(tokenizer, messages, form.chat_template_kwargs, generation_prompt=False, where=where)
         text = whole.removeprefix(pair.prompt) if whole.startswith(pair.prompt) else answer
-    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    end = tokenizer.eos_token_id
-    return [*ids[: ids.index(end)], end] if end in ids else [*ids, end]
+    joint = prompt_token_ids(tokenizer, pair.prompt + text, rendered=pair.chat is not None, where=where)
+    goes_on = joint[: len(prompt_ids)] == list(prompt_ids)  # else the seam was merged into one token
+    ids = joint[len(prompt_ids) :] if goes_on else _ids_in_a_text(tokenizer, text)
+    last = next((place for place, token in enumerate(ids) if token in ends), None)
+    return [*ids, tokenizer.eos_token_id] if last is None else ids[: last + 1]
+
+
+def _ids_in_a_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text that does not begin anything: some tokenizers put a space before a first word."""
+    before = list(tokenizer("\n", add_special_tokens=False).input_ids)
+    ids = list(tokenizer("\n" + text, add_special_tokens=False).input_ids)
+    if ids[: len(before)] == before:
+        return ids[len(before) :]
+    return list(tokenizer(text, add_special_tokens=False).input_ids)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from pipeline.artifacts import StageFolder
-from pipeline.config import Config, PromptsConfig
+from pipeline.config import Config, PairsConfig, PromptsConfig
 from pipeline.jobs import inputs
 from pipeline.prompts import Form, HeldOut
 from pipeline.sources import DataSource
@@ -19,7 +19,7 @@ def read_prompts(
     shop: Workshop,
     out: StageFolder,
     source: DataSource,
-    config: PromptsConfig | None,
+    config: PromptsConfig | PairsConfig | None,
     *,
     columns: Mapping[str, str] | None = None,
     held_out: HeldOut | None = None,
@@ -40,7 +40,8 @@ def read_prompts(
     """
     seed, form = shop.config.run.seed, Form(columns or {})
     if config is not None:
-        form = Form(columns or config.columns, config.system, config.to_chat, config.chat_template_kwargs)
+        named = config.columns if isinstance(config, PromptsConfig) else {}
+        form = Form(columns or named, config.system, config.to_chat, config.chat_template_kwargs)
     job = inputs.PreparePrompts(
         source=source.path,
         key=source.key,

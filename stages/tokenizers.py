@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -111,6 +112,13 @@ def refuse_unknown_ids(ids: Sequence[int], num_embeddings: int, *, where: str) -
 
 def _example(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.eos_token or tokenizer.sep_token or tokenizer.convert_ids_to_tokens(0))
+
+
+def end_token_ids(folder: Path) -> list[int]:
+    """The tokens that end an answer by a model folder's ``generation_config.json``; none where it has no such file."""
+    file = folder / "generation_config.json"
+    found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return [found] if isinstance(found, int) else list(found or [])
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------------

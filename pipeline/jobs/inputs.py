@@ -18,7 +18,7 @@ from stages.contracts import PAIRS, TEXTS
 from stages.errors import InputError
 from stages.pretrained import num_embeddings
 from stages.seeds import row_id
-from stages.tokenizers import load_tokenizer, refuse_foreign_tokenizer, refuse_unknown_ids
+from stages.tokenizers import end_token_ids, load_tokenizer, refuse_foreign_tokenizer, refuse_unknown_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ class PreparePairs:
 
         config = self.config
         form = Form(config.columns, config.system, config.to_chat, config.chat_template_kwargs)
-        made = pair_rows(counted(), tokenizer, form=form, round=self.round)
+        made = pair_rows(counted(), tokenizer, form=form, round=self.round, ends=end_token_ids(self.tokenizer))
         for row in made:
             num_made += 1
             longest = max(len(row["chosen_token_ids"]), len(row["rejected_token_ids"]))

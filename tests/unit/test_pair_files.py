@@ -118,3 +118,41 @@ def test_a_row_that_is_no_pair_is_refused_with_its_line(tokenizer, row, words):
     with pytest.raises(InputError, match="line 1") as refused:
         pairs(tokenizer, row)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize(("prompt", "answer"), [("Once upon a", " time"), ("Once upon a ti", "me."), ("Say:", "two")])
+def test_a_texts_answer_goes_on_where_the_prompt_ended(tmp_path, kind, prompt, answer):
+    """A sentencepiece tokenizer puts a space before the first word of what it takes for a whole text."""
+    tiny_models.KINDS[kind].write_tokenizer(tmp_path)
+    found = load_tokenizer(tmp_path, pad_token=tiny_models.KINDS[kind].pad_token, key="policy.path")
+    (row,) = pairs(found, {"prompt": prompt, "chosen": answer, "rejected": "x"})
+    tokens = row["prompt_token_ids"] + row["chosen_token_ids"]
+    assert found.decode(tokens, skip_special_tokens=True).strip() == prompt + answer
+    assert tokens[-1] == found.eos_token_id
+
+
+def test_a_chats_answer_ends_at_the_end_of_its_turn(tmp_path):
+    """Gemma's turns end with another token than its EOS; behind that a policy would never write on."""
+    tiny_models.KINDS["gemma2"].write_tokenizer(tmp_path)
+    found = load_tokenizer(tmp_path, pad_token=None, key="policy.path")
+    end = found.convert_tokens_to_ids("<end_of_turn>")
+    rows = [("line 1", CHAT_FORMS["trl, messages"])]
+    (row,) = pair_rows(rows, found, form=Form(), round=1, ends=[end])
+    assert row["chosen_token_ids"][-1] == end
+    assert row["chosen_token_ids"].count(end) == 1 and found.eos_token_id not in row["chosen_token_ids"]
+
+
+def test_a_mapped_column_and_a_plain_prompt_come_before_what_looks_like_messages(tokenizer):
+    row = {"prompt": "a", "messages": [user("a"), assistant("b")], "chosen": "b", "rejected": "c"}
+    assert [found["prompt"] for found in pairs(tokenizer, row)] == ["a"]
+    row = {"question": "a", "context": "A passage.", "chosen": "b", "rejected": "c"}
+    assert [found["prompt"] for found in pairs(tokenizer, row)] == ["a"]
+    row = {"other": "z", "prompt": "a", "chosen": "b", "rejected": "c"}
+    assert [found["prompt"] for found in pairs(tokenizer, row, columns={"prompt": "other"})] == ["z"]
+
+
+def test_a_rows_own_system_message_counts_where_a_text_becomes_a_chat(tokenizer):
+    row = {"system": "Speak French.", "instruction": "a", "chosen": "b", "rejected": "c"}
+    (found,) = pairs(tokenizer, row, to_chat=True)
+    assert "Speak French." in found["prompt"]
