@@ -61,7 +61,8 @@ def session(
         }
     else:
         _refuse_silence(config.address)
-        environment["py_modules"] = [str(path) for path in shipped]
+        if shipped:
+            environment["py_modules"] = [str(path) for path in shipped]
     log_dir.mkdir(parents=True, exist_ok=True)
     try:
         ray.init(

@@ -4,19 +4,23 @@ Starting a group costs 18 s on two cores, nearly all of it processes and imports
 takes its work from a mailbox, a small actor. A job is a picklable callable ``job(state, report)`` that all ranks run
 together on the state they built; rank 0's return value is the job's. A job is delivered again until it is
 acknowledged: when one rank dies, Ray Train starts the whole group from the top of its function, and the job with it.
+
+Ray Train's own loop blocks until the group ends, so that it runs in a process of its own, a Ray task: a thread of the
+driver that still waits when Ray is shut down ends the driver with status 1, whatever it was about to say.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from cluster.errors import KeptWaiting, WorkerLost, last_words
 from cluster.resources import Resources
@@ -59,8 +63,8 @@ class TrainingGroup:
         self._log = log_dir / "trainer-0.log"
         self._mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0).remote()
         self._num_jobs = 0
-        self._ended: Exception | None = None
-        self._trainer = _ray_trainer(
+        fit = ray.remote(_fit).options(num_cpus=0, max_retries=0)
+        self._ended = fit.remote(
             {"mailbox": self._mailbox, "build": build, "refusals": refusals, "log_dir": log_dir},
             size=size,
             resources=resources,
@@ -68,8 +72,6 @@ class TrainingGroup:
             max_restarts=max_restarts,
             start_timeout_s=start_timeout_s,
         )
-        self._thread = threading.Thread(target=self._fit, name="training-group", daemon=True)
-        self._thread.start()
 
     def run(self, job: GroupJob, *, on_report: Callable[[Any], None]) -> Any:
         """Run a job on all ranks; what rank 0 reports meanwhile goes to `on_report`.
@@ -83,7 +85,7 @@ class TrainingGroup:
         self._num_jobs += 1
         ray.get(self._mailbox.put.remote(job))
         while True:
-            ended = not self._thread.is_alive()
+            ended, _ = ray.wait([self._ended], timeout=0)
             reports, outcome = ray.get(self._mailbox.look.remote(number))
             for report in reports:
                 on_report(report)
@@ -93,30 +95,40 @@ class TrainingGroup:
                     raise refusal
                 return result
             if ended:
-                raise self._end() from self._ended
+                raise self._end()
             time.sleep(_POLL_S)
 
     def close(self) -> None:
         """Let the ranks return, and wait for the group to end."""
         ray.get(self._mailbox.close.remote())
-        self._thread.join(timeout=_CLOSE_S)
-
-    def _fit(self) -> None:
-        try:
-            self._trainer.fit()
-        except Exception as error:  # told by run(), in the caller's thread
-            self._ended = error
+        ray.wait([self._ended], timeout=_CLOSE_S)
 
     def _end(self) -> Exception:
         """Why the group is no more."""
-        from ray.train import ControllerError
-        from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-
-        cause = self._ended.controller_failure if isinstance(self._ended, ControllerError) else None
-        if isinstance(cause, WorkerGroupStartupTimeoutError):
+        try:
+            kept_waiting = ray.get(self._ended)
+        except RayError:  # its own process died
+            kept_waiting = False
+        if kept_waiting:
             wanted = f"{self._size} x ({told(self._resources.cpus, self._resources.gpus)})"
             return KeptWaiting("trainer", wanted, self._start_timeout_s, what_is_free())
         return WorkerLost("training group", self._log, last_words(self._log))
+
+
+def _fit(config: dict[str, Any], **options: Any) -> bool:
+    """Run the group to its end; whether it ended because its ranks waited too long for what they ask for."""
+    redirect_output(config["log_dir"] / "trainer.log")
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    try:
+        _ray_trainer(config, **options).fit()
+    except ControllerError as error:
+        traceback.print_exc()
+        return isinstance(error.controller_failure, WorkerGroupStartupTimeoutError)
+    except Exception:  # what a rank raised is told through the mailbox, or by its last words
+        traceback.print_exc()
+    return False
 
 
 def _ray_trainer(
