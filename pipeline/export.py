@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import StageFolder
+from pipeline.artifacts import MANIFEST, StageFolder, read_json
 from pipeline.console import Console
 from stages.contracts import MESSAGE, PAIRS, PROMPTS, REFERENCE_LOGPS
 from stages.errors import InputError
+from stages.tokenizers import end_token_ids
 
 _ENDINGS = (".parquet", ".jsonl")
 
@@ -22,7 +23,8 @@ def export_pairs(run: Path, *, kind: str, rounds: Sequence[int], out: Path | Non
 
     Columns are TRL's ``prompt``, ``chosen``, ``rejected`` (messages where the prompts are chats, else text),
     ``ref_chosen_logps`` and ``ref_rejected_logps`` (summed, in nats; of the first reference), with the scores, the
-    margin, the ids and the round beside them.
+    margin, the ids and the round beside them. TRL ends every answer with an EOS: a pair one of whose answers was cut, or
+    ended by a stop text, has no log-probs, since they would be of other tokens.
 
     Raises:
         InputError: if there is no such run, a round without pairs, or an ending that is not known.
@@ -50,7 +52,9 @@ def export_pairs(run: Path, *, kind: str, rounds: Sequence[int], out: Path | Non
         from datasets import Dataset
 
         Dataset(table).to_json(str(target), force_ascii=False)
-    Console().text(f"{table.num_rows:,} pairs of {len(folders)} rounds   {target}")
+    cut = table["ref_chosen_logps"].null_count
+    told = f"   {cut:,} without log-probs, since an answer does not end with an EOS" if cut else ""
+    Console().text(f"{table.num_rows:,} pairs of {len(folders)} rounds   {target}{told}")
 
 
 def _round_folders(run: Path, rounds: Sequence[int]) -> list[Path]:
@@ -68,19 +72,19 @@ def _round_folders(run: Path, rounds: Sequence[int]) -> list[Path]:
 
 def _round_tables(folder: Path) -> Iterator[pa.Table]:
     pairs = StageFolder(folder / "pairs", PAIRS)
-    references = [f for f in (folder / "reference_logps", folder / "reference_logps-0") if f.is_dir()]
-    if not references:
-        raise InputError(
-            str(folder),
-            wanted="reference_logps beside the pairs",
-            got="none yet",
-            fix="let the round finish, or name finished ones with --round",
-        )
-    logps = StageFolder(references[0], REFERENCE_LOGPS)
-    chats = _conversations(folder)
+    logps = StageFolder(folder / "reference_logps", REFERENCE_LOGPS)
+    for table in (pairs, logps):
+        if not table.is_closed():
+            raise InputError(
+                str(table.path),
+                wanted="a finished table",
+                got=f"one without {MANIFEST}",
+                fix="let the round finish, or name finished ones with --round",
+            )
+    chats, ends = _conversations(folder), _end_token_ids(folder / "policy")
     for entry in pairs.entries():
         known = dict(zip(*(logps.read(entry.shard)[name].to_pylist() for name in ("response_id", "logp")), strict=True))
-        yield _trl_table(pairs.read(entry.shard).to_pylist(), known, chats)
+        yield _trl_table(pairs.read(entry.shard).to_pylist(), known, chats, ends)
 
 
 def _conversations(folder: Path) -> dict[str, Any]:
@@ -93,19 +97,27 @@ def _conversations(folder: Path) -> dict[str, Any]:
     return chats if chats and all(chats.values()) else {}
 
 
-def _trl_table(pairs: list[dict[str, Any]], logps: dict[str, float], chats: dict[str, Any]) -> pa.Table:
+def _end_token_ids(policy: Path) -> set[int]:
+    """The tokens that end the policy's answers, by its config; empty where that does not say."""
+    config = read_json(policy / "config.json") if (policy / "config.json").exists() else {}
+    found = config.get("eos_token_id")
+    return {*end_token_ids(policy), *([found] if isinstance(found, int) else found or [])}
+
+
+def _trl_table(pairs: list[dict[str, Any]], logps: dict[str, float], chats: dict[str, Any], ends: set[int]) -> pa.Table:
     turn = pa.list_(MESSAGE) if chats else pa.string()
     rows = []
     for pair in pairs:
         answers = {role: pair[role] for role in ("chosen", "rejected")}
         if chats:
             answers = {role: [{"role": "assistant", "content": text}] for role, text in answers.items()}
+        whole = not ends or {pair["chosen_token_ids"][-1], pair["rejected_token_ids"][-1]} <= ends
         rows.append(
             {
                 "prompt": chats[pair["prompt_id"]] if chats else pair["prompt"],
                 **answers,
-                "ref_chosen_logps": logps[pair["chosen_id"]],
-                "ref_rejected_logps": logps[pair["rejected_id"]],
+                "ref_chosen_logps": logps[pair["chosen_id"]] if whole else None,
+                "ref_rejected_logps": logps[pair["rejected_id"]] if whole else None,
                 **{name: pair[name] for name in ("score_chosen", "score_rejected", "margin")},
                 **{name: pair[name] for name in ("pair_id", "prompt_id", "chosen_id", "rejected_id", "round")},
             }
