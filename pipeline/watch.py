@@ -33,6 +33,10 @@ class Watch:
         """The file that a round took."""
         return next((Path(entry["file"]) for entry in self._entries() if entry["round"] == round), None)
 
+    def num_taken(self) -> int:
+        """How many rounds took a file."""
+        return sum(entry["round"] is not None for entry in self._entries())
+
     def take(self, file: Path, *, round: int) -> None:
         """Note that a round takes a file."""
         self._note({"file": str(file), "round": round})
