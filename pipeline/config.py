@@ -214,17 +214,21 @@ class Config(Settings):
         """
         if isinstance(self.rounds, int) or not self.rounds or number < 1:
             return self
-        entry = self.rounds[min(number, len(self.rounds)) - 1]
-        values = self.model_dump(exclude_unset=True)
-        for key, value in entry.items():
-            values[key] = _merged(values.get(key), value)
+        values = merged(self.model_dump(exclude_unset=True), entry_of(self.rounds, number))
         return Config.model_validate(values | {"rounds": 1})
 
 
-def _merged(under: Any, over: Any) -> Any:
+def entry_of(rounds: Any, number: int) -> dict[str, Any]:
+    """What a round overrides: its entry where `rounds` is a list, whose last one holds beyond it too."""
+    if not isinstance(rounds, (list, tuple)) or not rounds or number < 1:
+        return {}
+    return rounds[min(number, len(rounds)) - 1] or {}
+
+
+def merged(under: Any, over: Any) -> Any:
     """`over` laid upon `under`, sections field by field."""
     if isinstance(under, dict) and isinstance(over, dict):
-        return under | {key: _merged(under.get(key), value) for key, value in over.items()}
+        return under | {key: merged(under.get(key), value) for key, value in over.items()}
     return over
 
 

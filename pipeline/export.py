@@ -23,8 +23,8 @@ def export_pairs(run: Path, *, kind: str, rounds: Sequence[int], out: Path | Non
 
     Columns are TRL's ``prompt``, ``chosen``, ``rejected`` (messages where the prompts are chats, else text),
     ``ref_chosen_logps`` and ``ref_rejected_logps`` (summed, in nats; of the first reference), with the scores, the
-    margin, the ids and the round beside them. TRL ends every answer with an EOS: a pair one of whose answers was cut, or
-    ended by a stop text, has no log-probs, since they would be of other tokens.
+    margin, the ids and the round beside them. TRL ends every answer with an EOS: a pair one of whose answers was cut,
+    or ended by a stop text, has no log-probs, since they would be of other tokens.
 
     Raises:
         InputError: if there is no such run, a round without pairs, or an ending that is not known.

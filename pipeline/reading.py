@@ -14,6 +14,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import yaml
 
+from pipeline.config import entry_of, merged
+from pipeline.schedule import asked_rounds
+from pipeline.watch import Watch
 from stages.errors import InputError
 
 FILE = "__filename"
@@ -52,21 +55,18 @@ def run_settings(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def own_settings(settings: Mapping[str, Any], round: int) -> dict[str, Any]:
-    """What a round overrides, where the config lists its rounds."""
-    rounds = settings.get("rounds")
-    return (rounds[round - 1] or {}) if isinstance(rounds, list) and 0 < round <= len(rounds) else {}
-
-
 def round_settings(settings: Mapping[str, Any], round: int) -> dict[str, Any]:
     """The config with the round's own overrides in it."""
-    return _merged(settings, own_settings(settings, round))
+    return merged(dict(settings), entry_of(settings.get("rounds"), round))
 
 
-def num_rounds(settings: Mapping[str, Any]) -> int | None:
-    """How many rounds the config asks for; None where there is no config yet."""
+def num_rounds(folder: Path, settings: Mapping[str, Any]) -> int | None:
+    """The config's rounds, those added later, and those of watched files; None where there is no config yet."""
     rounds = settings.get("rounds")
-    return len(rounds) if isinstance(rounds, list) else rounds
+    if rounds is None:
+        return None
+    configured = len(rounds) if isinstance(rounds, list) else rounds
+    return asked_rounds(folder, configured) + Watch(folder / "watched.json").num_taken()
 
 
 def prompt_pools(folder: Path) -> list[Path]:
@@ -100,11 +100,3 @@ def rows(
             fix="restore the file, or run the config again, which names the damaged part",
         ) from None
     return table.to_pylist()
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        inner = merged.get(key)
-        merged[key] = _merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return merged

@@ -38,6 +38,10 @@ class Watch:
         """How many of the first `num_rounds` rounds took a file."""
         return sum(self.file_of(number) is not None for number in range(1, num_rounds + 1))
 
+    def num_taken(self) -> int:
+        """How many rounds took a file."""
+        return sum(entry["round"] is not None for entry in self._entries())
+
     def take(self, file: Path, *, round: int) -> None:
         """Note that a round takes a file."""
         self._note({"file": str(file), "round": round, "changed_ns": _changed_ns(file)})

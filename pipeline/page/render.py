@@ -33,6 +33,7 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]]) -> str:
 
     folders, settings = round_folders(folder), run_settings(folder)
     settled = [report["round"] for report in reports if report["round"]]
+    asked = num_rounds(folder, settings)
     final = folder / "final.json"
     result = read_json(final) if final.exists() else None
     lineage = read_json(folder / "run.json")["rounds"] if (folder / "run.json").exists() else []
@@ -51,10 +52,10 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]]) -> str:
     return environment.get_template("page.html.jinja").render(
         name=settings.get("run", {}).get("name", folder.name),
         command_folder=_as_configured(folder, settings),
-        facts=summary.facts(settings, len(settled)),
+        facts=summary.facts(settings, len(settled), asked),
         headline=summary.headline(reports, result["round"] if result else None),
         warnings=summary.warnings(reports),
-        unfinished=_unfinished(settings, len(settled)),
+        unfinished=_unfinished(asked, len(settled)),
         rounds=summary.round_table(reports),
         round_charts=round_curves(reports),
         step_charts=step_curves(steps, settings),
@@ -71,8 +72,7 @@ def _as_configured(folder: Path, settings: Mapping[str, Any]) -> str:
     return shlex.quote(str(Path(run["dir"]) / run["name"]) if "dir" in run and "name" in run else folder.name)
 
 
-def _unfinished(settings: Mapping[str, Any], num_settled: int) -> str:
-    asked = num_rounds(settings)
+def _unfinished(asked: int | None, num_settled: int) -> str:
     if asked is None:
         return "No round is settled yet: figures and rows appear here with the first one."
     return f"{num_settled} of {asked} rounds are settled." if num_settled < asked else ""

@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 import yaml
 
+from pipeline.config import entry_of
 from pipeline.console import share
 from pipeline.page.charts import number
 from pipeline.page.curves import finite
-from pipeline.reading import num_rounds, own_settings
 from stages.vocab import FATE_MEANINGS, Fate
 
 Report = Mapping[str, Any]
@@ -21,13 +21,16 @@ Report = Mapping[str, Any]
 # ---- what was run ---------------------------------------------------------------------------------------------------
 
 
-def facts(settings: Mapping[str, Any], num_settled: int) -> list[tuple[str, str]]:
-    """The settings that a reader asks for first; none before the config is written."""
+def facts(settings: Mapping[str, Any], num_settled: int, asked: int | None) -> list[tuple[str, str]]:
+    """The settings that a reader asks for first; none before the config is written.
+
+    Args:
+        asked: how many rounds the run has, added ones among them.
+    """
     if not settings:
         return []
     policy, prompts, sample, update = (settings.get(key) or {} for key in ("policy", "prompts", "sample", "update"))
     pairs, score = settings.get("pairs"), settings.get("score") or {}
-    asked = num_rounds(settings)
     told = [
         ("policy", f"{policy.get('path')} in {policy.get('dtype')}"),
         ("loss_type", str(update.get("loss_type"))),
@@ -49,9 +52,18 @@ def facts(settings: Mapping[str, Any], num_settled: int) -> list[tuple[str, str]
         ("evaluated on", _evaluated_on(settings.get("evaluate"))),
         ("seed", str(settings.get("run", {}).get("seed"))),
     ]
-    for round in range(1, (asked or 0) + 1):
-        if own := own_settings(settings, round):
-            told.append((f"only round {round}", yaml.safe_dump(own, default_flow_style=True, width=10**6).strip()))
+    return told + _of_single_rounds(settings.get("rounds"), asked or 0)
+
+
+def _of_single_rounds(rounds: Any, asked: int) -> list[tuple[str, str]]:
+    """What the entries of a list of rounds override; the last entry holds in rounds that were added, too."""
+    num_entries = len(rounds) if isinstance(rounds, list) else 0
+    told = []
+    for round in range(1, num_entries + 1):
+        if own := entry_of(rounds, round):
+            added = round == num_entries and asked > num_entries
+            label = f"rounds {round} to {asked}" if added else f"only round {round}"
+            told.append((label, yaml.safe_dump(own, default_flow_style=True, width=10**6).strip()))
     return told
 
 

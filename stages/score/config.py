@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -40,6 +40,20 @@ class _Reward(Settings):
     scale: Literal["none", "zscore"] = Field(
         "none", description="zscore: less its mean over the round's answers, by its standard deviation, then weighted"
     )
+
+    @model_validator(mode="after")
+    def _only_main_ones_are_summed(self) -> Self:
+        if self.role == "main":
+            return self
+        for key, neutral in (("weight", 1.0), ("scale", "none")):
+            if (got := getattr(self, key)) != neutral:
+                raise ConfigError(
+                    key,
+                    wanted=f"{neutral} for a reward of role {self.role}: only the main rewards are scaled and summed",
+                    got=str(got),
+                    fix=f"leave {key} out, or make the role main",
+                )
+        return self
 
 
 class ModelReward(_Reward):

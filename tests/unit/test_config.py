@@ -49,6 +49,8 @@ def test_a_misspelt_word_is_answered_with_the_nearest_known_one(override, fix):
         ("prompts.columns={promt: question}", "prompts.columns"),
         ("score.rewards.0.role=holdout", "score.rewards"),
         ("score.rewards.1.name=judge", "score.rewards"),
+        ("score.rewards.1.scale=zscore", "score.rewards.1.scale"),
+        ("score.rewards.1.weight=0.5", "score.rewards.1.weight"),
         ("score.rewards.0.type=modle", "score.rewards.0"),
         ("run.name=../elsewhere", "run.name"),
         ("policy=3", "policy"),

@@ -14,13 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.artifacts import read_json, write_json
+from pipeline.config_file import load_config
 from pipeline.page.charts import Chart, Series, draw, nice_ticks
 from pipeline.page.curves import step_curves
 from pipeline.page.examples import examples
 from pipeline.page.render import page
-from pipeline.reading import published_files, round_folders, round_settings, rows
+from pipeline.reading import published_files, round_folders, round_settings, rows, run_settings
 from pipeline.report import round_reports, show_page
 from pipeline.texts import cut, visible
+from pipeline.watch import Watch
 from stages.errors import InputError, StageError
 from stages.vocab import FATE_MEANINGS, Fate
 
@@ -294,3 +296,22 @@ def test_a_cut_text_keeps_both_ends(text, limit):
     shown = cut(text, limit)
     assert shown == text if len(text) <= limit else len(shown) <= limit + 30
     assert shown[:3] == text[:3] and shown[-3:] == text[-3:]
+
+
+def test_added_and_watched_rounds_count_and_go_on_with_the_last_entry(tmp_path):
+    run = written_run.write_run(tmp_path, "rounds=[{}, {update: {beta: 0.5}}]")
+    assert "of 2 rounds" not in parsed(run).text and "only round 2" in parsed(run).text
+    write_json(run / "rounds.json", {"rounds": 3, "added": 1})
+    assert "2 of 3 rounds are settled" in parsed(run).text and "rounds 2 to 3" in parsed(run).text
+    Watch(run / "watched.json").take(tmp_path / "more.jsonl", round=4)
+    Watch(run / "watched.json").refuse(tmp_path / "broken.jsonl", "no JSON")
+    assert "2 of 4 rounds are settled" in parsed(run).text
+    settings = run_settings(run)
+    assert [round_settings(settings, n)["update"]["beta"] for n in (1, 2, 3, 9)] == [0.1, 0.5, 0.5, 0.5]
+
+
+def test_the_page_and_the_run_take_the_same_entry_for_a_round():
+    config = load_config(Path("configs/quickstart.yaml"), ["rounds=[{update: {beta: 0.2}}, {update: {beta: 0.5}}]"])
+    settings = config.model_dump(mode="json")
+    for number in range(5):
+        assert round_settings(settings, number)["update"]["beta"] == config.for_round(number).update.beta
