@@ -27,7 +27,7 @@ def show_plan(config_file: Path, overrides: Sequence[str], *, devices: str | Non
         PrefloopError: for a file that is here and cannot be used.
     """
     config = load_config(config_file, overrides)
-    outlook = outlook_of(config, devices)
+    outlook = outlook_of(config, devices, beside=config_file.absolute().parent)
     console = Console()
     if in_json:
         console.text(as_json(outlook))
@@ -38,14 +38,19 @@ def show_plan(config_file: Path, overrides: Sequence[str], *, devices: str | Non
         raise _refusal(outlook.shortages)
 
 
-def outlook_of(config: Config, devices: str | None = None) -> Outlook:
-    """The outlook on the devices named, else on this machine; a cluster elsewhere is not known."""
+def outlook_of(config: Config, devices: str | None = None, *, beside: Path | None = None) -> Outlook:
+    """The outlook on the devices named, else on this machine; a cluster elsewhere is not known.
+
+    Args:
+        beside: the config file's folder, where it is not on Python's path yet.
+    """
     hardware: Hardware | None = None
     if devices is not None:
         hardware = named(devices)
     elif config.cluster.address == "local":
         hardware = here(config.cluster)
-    survey = look(list(distinct(found for _, found in rounds_of(config))))
+    configs = list(distinct(found for _, found in rounds_of(config)))
+    survey = look(configs or [config], beside=beside)
     return look_ahead(config, survey, hardware, elsewhere=devices is not None)
 
 
@@ -111,6 +116,8 @@ def _facts(facts: ModelFacts, dtype: str) -> str:
 
 
 def _rows(outlook: Outlook) -> str:
+    if not outlook.rounds:
+        return "none: no round"
     most = max(outlook.rounds, key=lambda found: (found.num_prompts * found.num_generations, found.most_pairs))
     candidates = most.num_prompts * most.num_generations
     return (

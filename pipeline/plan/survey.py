@@ -1,21 +1,27 @@
-"""What a config names, as far as it lies here: sizes of models, lengths of prompts. Nothing is made, fetched or hashed.
+"""What a config names, as far as it lies here: sizes of models, lengths of prompts, modules of reward functions.
 
-What is not here is no error: a plan may be made far from the machines and files that it is for.
+Nothing is made, fetched, hashed or imported. What is not here is no error: a plan may be made far from the machines and
+files that it is for.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from itertools import islice
+from pathlib import Path
 
 from pipeline import embedded, models
-from pipeline.config import Config, PairsConfig, PromptsConfig
+from pipeline.config import Config, EvaluateConfig, PairsConfig, PromptsConfig
 from pipeline.plan.model_facts import ModelFacts, read_facts
 from pipeline.prompt_files import read_rows
 from pipeline.prompts import find_columns
-from stages.score.config import ModelReward
+from stages.score.config import FunctionReward
 
 _MOST_ROWS = 20_000  # read of a file of prompts
 _JSON_SUFFIXES = (".jsonl", ".json")  # the forms that are read without another library
@@ -61,8 +67,11 @@ class Survey:
         return self.data.get(section.path) if section is not None else None
 
 
-def look(configs: Sequence[Config]) -> Survey:
+def look(configs: Sequence[Config], *, beside: Path | None = None) -> Survey:
     """Look at what the configs of a run's rounds name.
+
+    Args:
+        beside: where modules of reward functions are looked for before Python's path: the config file's folder.
 
     Raises:
         PrefloopError: for a file that is here and cannot be used.
@@ -70,10 +79,12 @@ def look(configs: Sequence[Config]) -> Survey:
     policy = _model(configs[0].policy.path, "policy.path", models.check_policy)
     rewards: dict[str, Model] = {}
     data: dict[str, DataFile] = {}
-    missing = [policy.missing]
+    missing = [policy.missing, *_missing_evaluation(configs[0].evaluate)]
     for config in configs:
         for index, reward in enumerate(config.rewards):
-            if isinstance(reward, ModelReward) and reward.path not in rewards:
+            if isinstance(reward, FunctionReward):
+                missing.append(_missing_module(reward.target, f"score.rewards.{index}.target", beside))
+            elif reward.path not in rewards:
                 found = _model(reward.path, f"score.rewards.{index}.path", models.check_reward)
                 rewards[reward.path] = found
                 missing.append(found.missing)
@@ -119,6 +130,34 @@ def _data(section: PromptsConfig | PairsConfig, section_key: str) -> DataFile | 
             longest = max(longest, len(_text(value).encode()))
         count += 1
     return DataFile(count if count <= _MOST_ROWS else None, longest, chats)
+
+
+def _missing_evaluation(evaluate: EvaluateConfig | None) -> list[str]:
+    """In words, the files of prompts and texts that an evaluation names and that are not here."""
+    named = {}
+    if evaluate is not None and evaluate.path is not None:
+        named["evaluate.path"] = evaluate.path
+    if evaluate is not None and evaluate.texts is not None:
+        named["evaluate.texts.path"] = evaluate.texts.path
+    return [
+        f"{key} {name} is not on this machine" for key, name in named.items() if models.find_here(name, key=key) is None
+    ]
+
+
+def _missing_module(target: str, key: str, beside: Path | None) -> str | None:
+    """In words, that there is no module for a reward function; it is looked for, and not imported."""
+    module = target.partition(":")[0]
+    top, *inner = module.split(".")
+    spec = PathFinder.find_spec(top, [str(beside), *sys.path] if beside else None)
+    if spec is None:
+        with suppress(ValueError):  # a name such as __main__, or none before the first dot
+            spec = find_spec(top)  # built in, or found by a hook, as editable installs are
+    name = top
+    for part in inner:
+        name = f"{name}.{part}"
+        inside = spec.submodule_search_locations if spec is not None else None
+        spec = PathFinder.find_spec(name, inside) if inside is not None else None
+    return None if spec is not None else f"{key} {target}: no module {module} beside the config or on Python's path"
 
 
 def _text(value: object) -> str:

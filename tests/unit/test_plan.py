@@ -226,6 +226,11 @@ def test_each_round_says_what_it_does():
     assert "from round 1's result" in second.sentence and "against the first policy" in second.sentence
 
 
+def test_a_plan_of_no_rounds_evaluates_alone(capsys):
+    show_plan(QUICKSTART, ["rounds=0"], devices=None, in_json=False)
+    assert "before the first round" in capsys.readouterr().out
+
+
 def test_a_model_too_large_is_refused_with_exit_code_2_and_the_reason(tmp_path):
     folder = small_files_of_a_70b_model(tmp_path / "70b")
     sets = (f"policy.path={folder}", "policy.dtype=bfloat16", "update.workers=1", "update.device=auto")
@@ -289,3 +294,49 @@ def test_what_is_only_estimated_refuses_a_plan_and_warns_a_run(tmp_path):
     assert [shortage.certain for shortage in refuse_what_cannot_be_held(config_of(*sets))] == [False]
     with pytest.raises(ConfigError, match="by an estimate"):
         show_plan(QUICKSTART, sets, devices=None, in_json=False)
+
+
+# ---- what a run would refuse at once --------------------------------------------------------------------------------
+
+EVALUATED = """
+policy: {path: "embedded:reverse", dtype: float32}
+prompts: {path: "embedded:reverse-prompts", per_round: 8}
+sample: {max_new_tokens: 8}
+score:
+  rewards:
+    - {type: function, target: "TARGET"}
+evaluate: {path: heldout.jsonl, texts: {path: texts.jsonl}}
+"""
+
+
+def names_not_known(folder: Path, target: str, capsys) -> str:
+    file = folder / "evaluated.yaml"
+    file.write_text(EVALUATED.replace("TARGET", target), encoding="utf-8")
+    show_plan(file, [f"run.dir={folder}"], devices=None, in_json=True)
+    return "\n".join(json.loads(capsys.readouterr().out)["unknown"])
+
+
+@pytest.mark.parametrize("target", ["no_such:f", "stages.score.no_such:f", "json.tool.deeper:f", "stages..score:f"])
+def test_a_plan_names_the_modules_that_are_not_there(tmp_path, capsys, target):
+    assert f"score.rewards.0.target {target}" in names_not_known(tmp_path, target, capsys)
+
+
+@pytest.mark.parametrize(
+    "target", ["rewards_beside:f", "rewards_package.inner:f", "stages.score.functions:exact_match", "math:sqrt"]
+)
+def test_a_plan_finds_modules_without_importing_them(tmp_path, capsys, target):
+    (tmp_path / "rewards_package").mkdir()
+    for name in ("rewards_beside.py", "rewards_package/__init__.py", "rewards_package/inner.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported')\n", encoding="utf-8")
+    path = list(sys.path)
+    assert "score.rewards" not in names_not_known(tmp_path, target, capsys)
+    assert sys.path == path
+
+
+def test_a_plan_names_the_files_of_an_evaluation_that_are_not_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = names_not_known(tmp_path, "math:sqrt", capsys)
+    assert "evaluate.path heldout.jsonl" in told and "evaluate.texts.path texts.jsonl" in told
+    for name in ("heldout.jsonl", "texts.jsonl"):
+        (tmp_path / name).write_text('{"prompt": "1>", "text": "a"}\n', encoding="utf-8")
+    assert "evaluate" not in names_not_known(tmp_path, "math:sqrt", capsys)
