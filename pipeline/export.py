@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import MANIFEST, StageFolder, read_json
+from pipeline import models
+from pipeline.artifacts import StageFolder, read_json
 from pipeline.console import Console
+from pipeline.reading import run_settings
 from stages.contracts import MESSAGE, PAIRS, PROMPTS, REFERENCE_LOGPS
 from stages.errors import InputError
-from stages.tokenizers import end_token_ids
 
 _ENDINGS = (".parquet", ".jsonl")
 
@@ -23,11 +25,14 @@ def export_pairs(run: Path, *, kind: str, rounds: Sequence[int], out: Path | Non
 
     Columns are TRL's ``prompt``, ``chosen``, ``rejected`` (messages where the prompts are chats, else text),
     ``ref_chosen_logps`` and ``ref_rejected_logps`` (summed, in nats; of the first reference), with the scores, the
-    margin, the ids and the round beside them. TRL ends every answer with an EOS: a pair one of whose answers was cut,
-    or ended by a stop text, has no log-probs, since they would be of other tokens.
+    margin, the ids and the round beside them.
+
+    Other trainers close every answer: TRL appends the EOS to a text. An answer that was cut at max_new_tokens, or that
+    a text of sample.stop ended, has none, and its log-prob is not that of the closed answer. Both ``ref_…`` columns are
+    null for a pair with such an answer: leave these rows out, or let the trainer compute the columns.
 
     Raises:
-        InputError: if there is no such run, a round without pairs, or an ending that is not known.
+        InputError: if there is no such run, a round without finished pairs, or an ending that is not known.
     """
     assert kind == "trl"
     target = out or run / "export" / "trl.parquet"
@@ -35,8 +40,9 @@ def export_pairs(run: Path, *, kind: str, rounds: Sequence[int], out: Path | Non
         raise InputError(
             str(target), wanted=f"a file ending in {' or '.join(_ENDINGS)}", got=target.name, fix="--out pairs.parquet"
         )
-    folders = _round_folders(run, rounds)
-    tables = [table for folder in folders for table in _round_tables(folder)]
+    console = Console()
+    folders, ends = _round_folders(run, rounds, console), _find_ends(run)
+    tables = [table for folder in folders for table in _round_tables(folder, ends)]
     if len({table.schema.field("prompt").type for table in tables}) > 1:
         raise InputError(
             str(run),
@@ -52,12 +58,18 @@ def export_pairs(run: Path, *, kind: str, rounds: Sequence[int], out: Path | Non
         from datasets import Dataset
 
         Dataset(table).to_json(str(target), force_ascii=False)
-    cut = table["ref_chosen_logps"].null_count
-    told = f"   {cut:,} without log-probs, since an answer does not end with an EOS" if cut else ""
-    Console().text(f"{table.num_rows:,} pairs of {len(folders)} rounds   {target}{told}")
+    console.text(f"{table.num_rows:,} pairs of {len(folders)} rounds   {target}")
+    if num_open := table["ref_chosen_logps"].null_count:
+        why = (
+            "one of their answers does not end in an EOS, which other trainers append"
+            if ends is not None
+            else "no tokenizer of the policy is here, to see which answers end in an EOS"
+        )
+        console.text(f"{num_open:,} of them without reference log-probs: {why}")
 
 
-def _round_folders(run: Path, rounds: Sequence[int]) -> list[Path]:
+def _round_folders(run: Path, rounds: Sequence[int], console: Console) -> list[Path]:
+    """The folders of the rounds named, else of all but the last ones that are not finished."""
     found = {int(f.name.rpartition("-")[2]): f for f in sorted(run.glob("round-[0-9]*")) if (f / "pairs").is_dir()}
     missing = next((number for number in rounds if number not in found), None)
     if not found or missing is not None:
@@ -67,24 +79,75 @@ def _round_folders(run: Path, rounds: Sequence[int]) -> list[Path]:
             got="no round with pairs in it" if not found else f"pairs of the rounds {', '.join(map(str, found))}",
             fix="runs lie in runs/NAME by default",
         )
-    return [found[number] for number in (rounds or sorted(found))]
-
-
-def _round_tables(folder: Path) -> Iterator[pa.Table]:
-    pairs = StageFolder(folder / "pairs", PAIRS)
-    logps = StageFolder(folder / "reference_logps", REFERENCE_LOGPS)
-    for table in (pairs, logps):
-        if not table.is_closed():
+    wanted = list(rounds or sorted(found))
+    lacking = {number: lack for number in wanted if (lack := _lack(found[number])) is not None}
+    while not rounds and len(wanted) > 1 and wanted[-1] in lacking:
+        number = wanted.pop()
+        console.text(f"round {number} is left out: {lacking[number]}")
+    for number in wanted:
+        if number in lacking:
             raise InputError(
-                str(table.path),
-                wanted="a finished table",
-                got=f"one without {MANIFEST}",
+                str(found[number]),
+                wanted="finished pairs, and finished reference_logps beside the pairs",
+                got=lacking[number],
                 fix="let the round finish, or name finished ones with --round",
             )
-    chats, ends = _conversations(folder), _end_token_ids(folder / "policy")
+    return [found[number] for number in wanted]
+
+
+def _lack(folder: Path) -> str | None:
+    """In words, what a round lacks to be exported; None if nothing."""
+    pairs, logps = StageFolder(folder / "pairs", PAIRS), _reference(folder)
+    num_parts = len(pairs.entries())
+    if not pairs.is_closed() or not num_parts or pairs.missing(num_parts):
+        return "its pairs are not finished"
+    if not logps.is_closed() or logps.missing(num_parts):
+        return "its reference_logps are not finished" if logps.path.is_dir() else "no reference_logps yet"
+    return None
+
+
+def _reference(folder: Path) -> StageFolder:
+    """The log-probs of a round's first reference; with several, each has a folder of its own."""
+    several = folder / "reference_logps-0"
+    return StageFolder(several if several.is_dir() else folder / "reference_logps", REFERENCE_LOGPS)
+
+
+def _round_tables(folder: Path, ends: Ends | None) -> Iterator[pa.Table]:
+    pairs, logps = StageFolder(folder / "pairs", PAIRS), _reference(folder)
+    chats = _conversations(folder)
+    closing = frozenset() if ends is None else ends.of_chats if chats else ends.of_texts
     for entry in pairs.entries():
         known = dict(zip(*(logps.read(entry.shard)[name].to_pylist() for name in ("response_id", "logp")), strict=True))
-        yield _trl_table(pairs.read(entry.shard).to_pylist(), known, chats, ends)
+        yield _trl_table(pairs.read(entry.shard).to_pylist(), known, chats, closing)
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The tokens that an answer must end in to be what another trainer makes of its text.
+
+    Attributes:
+        of_texts: the tokenizer's EOS, which trainers append to a text.
+        of_chats: every EOS of the policy: the chat template writes one of them.
+    """
+
+    of_texts: frozenset[int]
+    of_chats: frozenset[int]
+
+
+def _find_ends(run: Path) -> Ends | None:
+    """The ends of the answers of a run's policies, which share one tokenizer; None where none of them is here."""
+    policy = run_settings(run).get("policy", {})
+    folders = sorted(run.glob("round-[0-9]*/policy"), reverse=True)
+    first = models.find_here(policy["path"], key="policy.path") if "path" in policy else None
+    folder = next((f for f in (*folders, first) if f is not None and any(f.glob("tokenizer*"))), None)
+    if folder is None:
+        return None
+    from stages.tokenizers import load_tokenizer
+
+    eos = load_tokenizer(folder, pad_token=policy.get("pad_token"), key="policy.path").eos_token_id
+    generation = folder / "generation_config.json"
+    more = read_json(generation).get("eos_token_id") if generation.exists() else None
+    return Ends(frozenset([eos]), frozenset([eos, *(more if isinstance(more, list) else [more])]) - {None})
 
 
 def _conversations(folder: Path) -> dict[str, Any]:
@@ -97,27 +160,22 @@ def _conversations(folder: Path) -> dict[str, Any]:
     return chats if chats and all(chats.values()) else {}
 
 
-def _end_token_ids(policy: Path) -> set[int]:
-    """The tokens that end the policy's answers, by its config; empty where that does not say."""
-    config = read_json(policy / "config.json") if (policy / "config.json").exists() else {}
-    found = config.get("eos_token_id")
-    return {*end_token_ids(policy), *([found] if isinstance(found, int) else found or [])}
-
-
-def _trl_table(pairs: list[dict[str, Any]], logps: dict[str, float], chats: dict[str, Any], ends: set[int]) -> pa.Table:
+def _trl_table(
+    pairs: list[dict[str, Any]], logps: dict[str, float], chats: dict[str, Any], closing: frozenset[int]
+) -> pa.Table:
     turn = pa.list_(MESSAGE) if chats else pa.string()
     rows = []
     for pair in pairs:
         answers = {role: pair[role] for role in ("chosen", "rejected")}
         if chats:
             answers = {role: [{"role": "assistant", "content": text}] for role, text in answers.items()}
-        whole = not ends or {pair["chosen_token_ids"][-1], pair["rejected_token_ids"][-1]} <= ends
+        fit = all(pair[f"{role}_token_ids"][-1] in closing for role in ("chosen", "rejected"))
         rows.append(
             {
                 "prompt": chats[pair["prompt_id"]] if chats else pair["prompt"],
                 **answers,
-                "ref_chosen_logps": logps[pair["chosen_id"]] if whole else None,
-                "ref_rejected_logps": logps[pair["rejected_id"]] if whole else None,
+                "ref_chosen_logps": logps[pair["chosen_id"]] if fit else None,
+                "ref_rejected_logps": logps[pair["rejected_id"]] if fit else None,
                 **{name: pair[name] for name in ("score_chosen", "score_rejected", "margin")},
                 **{name: pair[name] for name in ("pair_id", "prompt_id", "chosen_id", "rejected_id", "round")},
             }

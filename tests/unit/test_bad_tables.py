@@ -153,4 +153,4 @@ def test_what_a_run_does_not_have_cannot_be_exported(run, tmp_path):
     refused(lambda: export(run, rounds=(9,)), "pairs of round 9", "1, 2", kind=InputError)
     refused(lambda: export(run, out=tmp_path / "a.csv"), ".parquet or .jsonl", kind=InputError)
     young = shutil.copytree(run / "round-0001" / "pairs", tmp_path / "young" / "round-0001" / "pairs")
-    refused(lambda: export(young.parents[1]), "reference_logps", "a finished table", "--round", kind=InputError)
+    refused(lambda: export(young.parents[1]), "reference_logps beside the pairs", "--round", kind=InputError)
