@@ -1,4 +1,7 @@
-"""Reward models of many architectures: a score is the answer's alone, through the model's own tokenizer."""
+"""Reward models of many architectures: a score is the answer's alone, through the model's own tokenizer.
+
+The file's name puts it before those that start an engine: vLLM changes classes of transformers in its process.
+"""
 
 from __future__ import annotations
 
