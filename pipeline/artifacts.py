@@ -1,4 +1,4 @@
-"""How results are published: shards, manifests, fingerprints.
+"""How tables are published: shards and manifests.
 
 A stage's folder holds ``part-*.parquet``, an entry for each of them in ``_shards/``, and, once all are there, a
 ``manifest.json``. A part counts once its entry is published; a folder without a manifest is unfinished and its
@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
-import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,8 +20,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.files import read_json, replacing, write_json
+from pipeline.fingerprints import differing_fields, refuse_other_fingerprint
 from stages.contracts import Contract
-from stages.errors import ContractError, FingerprintError, InputError, StageError
+from stages.errors import ContractError, StageError
 from stages.weights import file_sha256
 
 MANIFEST = "manifest.json"
@@ -185,7 +184,7 @@ class StageFolder:
         with self._publishing(shard):
             if self._entry_file(shard).exists():
                 return self.entry(shard)
-            with _replacing(self.path / name) as scratch:
+            with replacing(self.path / name) as scratch:
                 pq.write_table(table, scratch, compression="zstd")
             entry = Entry(
                 shard,
@@ -255,123 +254,3 @@ def _not_as_settled(file: Path, wanted: str, got: str) -> ContractError:
     return ContractError(
         str(file), wanted=wanted, got=got, fix="restore the file, or start a run of another name: --set run.name=…"
     )
-
-
-# ---- model folders --------------------------------------------------------------------------------------------------
-
-
-def close_model(folder: Path, fingerprint: Mapping[str, Any], **figures: Any) -> None:
-    """Write a model folder's manifest: its files with their hashes, last."""
-    files = {}
-    for file in sorted(folder.iterdir()):
-        if file.name != MANIFEST:
-            _sync(file)
-            files[file.name] = file_sha256(file)
-    write_json(folder / MANIFEST, {"fingerprint": fingerprint, "files": files} | figures)
-
-
-def found_model(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a finished model folder, or None if it is unfinished.
-
-    Raises:
-        FingerprintError: if it was made from something else.
-    """
-    if not (folder / MANIFEST).exists():
-        return None
-    manifest = read_json(folder / MANIFEST)
-    refuse_other_fingerprint(folder, manifest["fingerprint"], fingerprint)
-    return manifest
-
-
-def refuse_changed_model(folder: Path) -> None:
-    """Check that a finished model folder is as its manifest says: weights, config, tokenizer.
-
-    Raises:
-        ContractError: naming the first file that is missing or differs.
-    """
-    for name, wanted in read_json(folder / MANIFEST)["files"].items():
-        got = file_sha256(folder / name) if (folder / name).exists() else "no such file"
-        if got != wanted:
-            raise ContractError(
-                str(folder / name),
-                wanted=f"sha256 {wanted}, as published",
-                got=got,
-                fix="restore the file, or start a run of another name",
-            )
-
-
-# ---- fingerprints ---------------------------------------------------------------------------------------------------
-
-
-def refuse_other_fingerprint(where: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse a result that was made from something else, with the fields that differ.
-
-    Raises:
-        FingerprintError: naming each differing field with both values.
-    """
-    if fields := differing_fields(found, wanted):
-        then, now = _flat(found), _flat(wanted)
-        raise FingerprintError(
-            str(where),
-            wanted="\n".join(f"{key}: {now.get(key, 'nothing')}" for key in fields),
-            got="\n".join(f"{key}: {then.get(key, 'nothing')}" for key in fields),
-            fix="go back to the config that made it, or give this run another name: --set run.name=…",
-        )
-
-
-def differing_fields(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Dotted names of the fields in which two fingerprints differ."""
-    then, now = _flat(found), _flat(json.loads(json.dumps(wanted)))
-    return [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {key: leaf for name, part in value.items() for key, leaf in _flat(part, f"{prefix}{name}.").items()}
-    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
-        return {key: leaf for i, part in enumerate(value) for key, leaf in _flat(part, f"{prefix}{i}.").items()}
-    return {prefix.removesuffix("."): value}
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A scratch file that takes `target`'s place, synced, when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        yield scratch
-        _sync(scratch)
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def write_json(target: Path, value: Any) -> None:
-    """Put a JSON file in place whole."""
-    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(target: Path, text: str) -> None:
-    """Put a text file in place whole."""
-    with _replacing(target) as scratch:
-        scratch.write_text(text, encoding="utf-8")
-
-
-def read_json(file: Path) -> Any:
-    """A JSON file's content.
-
-    Raises:
-        InputError: if it is no JSON.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(str(file), wanted="JSON", got=str(error), fix="restore the file") from None

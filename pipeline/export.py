@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import models
-from pipeline.artifacts import StageFolder, read_json
+from pipeline.artifacts import StageFolder
 from pipeline.console import Console
+from pipeline.files import read_json
 from pipeline.reading import run_settings
 from stages.contracts import MESSAGE, PAIRS, PROMPTS, REFERENCE_LOGPS
 from stages.errors import InputError

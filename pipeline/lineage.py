@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import read_json, write_json
+from pipeline.files import read_json, write_json
 from stages.protocols import Weights
 
 

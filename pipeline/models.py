@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import embedded
-from pipeline.artifacts import read_json
+from pipeline.files import read_json
 from stages.errors import InputError
 from stages.score.reward_model import check_reward_model
 

@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from pipeline.artifacts import read_json, write_json, write_text
 from pipeline.console import Console, share
 from pipeline.figures import others
+from pipeline.files import read_json, write_json, write_text
 from pipeline.page.render import page
 from stages.errors import StageError
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import figures
-from pipeline.artifacts import StageFolder, found_model, read_json, refuse_changed_model, write_json
+from pipeline.artifacts import StageFolder
 from pipeline.config import Config
 from pipeline.console import Stopwatch, duration
 from pipeline.evaluation import Evaluation
+from pipeline.files import read_json, write_json
 from pipeline.jobs import answers, inputs, training
+from pipeline.model_folders import found_model, refuse_changed_model
 from pipeline.pools import read_pairs
 from pipeline.sources import RoundSources
 from pipeline.stage import Done, by_group

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import report
-from pipeline.artifacts import StageFolder, refuse_other_fingerprint, write_json
+from pipeline.artifacts import StageFolder
 from pipeline.config import PromptsConfig
 from pipeline.evaluation import Evaluation
 from pipeline.figures import Figures
+from pipeline.files import write_json
+from pipeline.fingerprints import refuse_other_fingerprint
 from pipeline.jobs import inputs
 from pipeline.lineage import Lineage, RoundRecord, describe
 from pipeline.pools import read_pool
@@ -207,7 +209,7 @@ class Run:
 
     def _refuse_fewer_rounds(self) -> None:
         num_settled = len(self.lineage.rounds)
-        num_watched = self._watch.count(num_settled)
+        num_watched = self._watch.num_taken(among=num_settled)
         if num_settled - num_watched > self.num_rounds:
             raise ConfigError(
                 "rounds",

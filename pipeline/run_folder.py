@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.artifacts import write_text
 from pipeline.config import Config
+from pipeline.files import write_text
 from stages.errors import StageError
 
 

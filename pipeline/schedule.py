@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import read_json, write_json
 from pipeline.config import MAX_ROUNDS, StopConfig
+from pipeline.files import read_json, write_json
 from stages.errors import ConfigError
 
 _FILE = "rounds.json"

@@ -76,7 +76,7 @@ def _add_rounds(config: Config, more: int, console: Console) -> bool:
             fix="--set update.num_train_epochs=2 for more passes",
         )
     num_settled = len(Lineage.read(folder / "run.json").rounds)
-    settled = num_settled - Watch(folder / "watched.json").count(num_settled)
+    settled = num_settled - Watch(folder / "watched.json").num_taken(among=num_settled)
     rounds, added = add_rounds(folder, config.num_rounds, more, settled=settled, going_on=going_on)
     told = f"{more} added: {rounds} in all" if added else f"{rounds} in all; the {more} added before are not done yet"
     by_it = "; the run that is going on does them too (should it just be ending, the same command does)"

@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from pipeline.artifacts import MANIFEST, read_json
+from pipeline.artifacts import MANIFEST
 from pipeline.console import Console
+from pipeline.files import read_json
 from pipeline.find import find_prompt
 from pipeline.lineage import Lineage, RoundRecord
 from pipeline.reading import prompt_pools, published_files, round_folders, rows

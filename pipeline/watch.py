@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import read_json, write_json
 from pipeline.config import Config
+from pipeline.files import read_json, write_json
 from pipeline.prompt_files import SUFFIXES
 from stages.errors import ConfigError, InputError
 
@@ -34,13 +34,10 @@ class Watch:
         """The file that a round took."""
         return next((Path(entry["file"]) for entry in self._entries() if entry["round"] == round), None)
 
-    def count(self, num_rounds: int) -> int:
-        """How many of the first `num_rounds` rounds took a file."""
-        return sum(self.file_of(number) is not None for number in range(1, num_rounds + 1))
-
-    def num_taken(self) -> int:
-        """How many rounds took a file."""
-        return sum(entry["round"] is not None for entry in self._entries())
+    def num_taken(self, *, among: int | None = None) -> int:
+        """How many rounds took a file; `among`: only of the first so many."""
+        rounds = [entry["round"] for entry in self._entries() if entry["round"] is not None]
+        return sum(among is None or number <= among for number in rounds)
 
     def take(self, file: Path, *, round: int) -> None:
         """Note that a round takes a file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -11,7 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.artifacts import StageFolder, close_model, found_model
+from pipeline.artifacts import StageFolder
+from pipeline.model_folders import close_model, found_model
 from pipeline.tensorboard import StepCurves
 from stages.protocols import Weights
 from stages.seeds import hashed_seed
@@ -28,7 +30,7 @@ from stages.update.rows import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreAnswers:
+class ScoreAnswers(ABC):
     """The log-probs of some answers under one policy, a part for each part of the answers' table.
 
     Attributes:
@@ -41,13 +43,13 @@ class ScoreAnswers:
     config: UpdateConfig
     round: int
 
+    @abstractmethod
     def answered(self) -> StageFolder:
         """The table of the answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, shard: int) -> list[AnswerRow]:
         """The answers of one part."""
-        raise NotImplementedError
 
     def __call__(self, trainer: Any, report: Callable[[Any], None]) -> None:
         trainer.configure(self.config)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import read_json
+from pipeline.files import read_json
 from pipeline.page import charts, summary
 from pipeline.page.curves import read_steps, round_curves, step_curves
 from pipeline.page.examples import examples

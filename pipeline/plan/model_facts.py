@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import read_json
+from pipeline.files import read_json
 from stages.errors import InputError
 
 _LENGTH_BYTES = 8  # of a safetensors file's header, before it

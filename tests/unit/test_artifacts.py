@@ -6,7 +6,9 @@ import threading
 
 import pytest
 
-from pipeline.artifacts import StageFolder, close_model, found_model, read_json, refuse_changed_model
+from pipeline.artifacts import StageFolder
+from pipeline.files import read_json
+from pipeline.model_folders import close_model, found_model, refuse_changed_model
 from stages.contracts import FATES
 from stages.errors import ContractError, FingerprintError, StageError
 

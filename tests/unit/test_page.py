@@ -13,8 +13,8 @@ import written_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.artifacts import read_json, write_json
 from pipeline.config_file import load_config
+from pipeline.files import read_json, write_json
 from pipeline.page.charts import Chart, Series, draw, nice_ticks
 from pipeline.page.curves import step_curves
 from pipeline.page.examples import examples

@@ -109,7 +109,7 @@ def test_a_file_that_was_mended_under_its_name_counts_as_another(tmp_path):
     put(tmp_path, "today.jsonl", age=20.0)
     assert watch.next_file() == file
     watch.take(file, round=1)
-    assert (watch.file_of(1), watch.count(3)) == (file, 1)
+    assert (watch.file_of(1), watch.num_taken(among=3)) == (file, 1)
 
 
 def test_a_file_that_goes_away_is_passed_over(tmp_path):

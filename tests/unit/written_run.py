@@ -10,10 +10,12 @@ import math
 from pathlib import Path
 
 from pipeline import figures
-from pipeline.artifacts import StageFolder, close_model, write_json
+from pipeline.artifacts import StageFolder
 from pipeline.config_file import load_config
 from pipeline.evaluate import evaluation_figures
+from pipeline.files import write_json
 from pipeline.lineage import Lineage, RoundRecord, describe
+from pipeline.model_folders import close_model
 from pipeline.run_folder import write_config
 from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED
 from stages.protocols import Weights

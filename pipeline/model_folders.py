@@ -1,0 +1,53 @@
+"""How policies are published: a Hugging Face folder with a manifest, written last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import MANIFEST
+from pipeline.files import read_json, sync, write_json
+from pipeline.fingerprints import refuse_other_fingerprint
+from stages.errors import ContractError
+from stages.weights import file_sha256
+
+
+def close_model(folder: Path, fingerprint: Mapping[str, Any], **figures: Any) -> None:
+    """Write a model folder's manifest: its files with their hashes, last."""
+    files = {}
+    for file in sorted(folder.iterdir()):
+        if file.name != MANIFEST:
+            sync(file)
+            files[file.name] = file_sha256(file)
+    write_json(folder / MANIFEST, {"fingerprint": fingerprint, "files": files} | figures)
+
+
+def found_model(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a finished model folder, or None if it is unfinished.
+
+    Raises:
+        FingerprintError: if it was made from something else.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_json(folder / MANIFEST)
+    refuse_other_fingerprint(folder, manifest["fingerprint"], fingerprint)
+    return manifest
+
+
+def refuse_changed_model(folder: Path) -> None:
+    """Check that a finished model folder is as its manifest says: weights, config, tokenizer.
+
+    Raises:
+        ContractError: naming the first file that is missing or differs.
+    """
+    for name, wanted in read_json(folder / MANIFEST)["files"].items():
+        got = file_sha256(folder / name) if (folder / name).exists() else "no such file"
+        if got != wanted:
+            raise ContractError(
+                str(folder / name),
+                wanted=f"sha256 {wanted}, as published",
+                got=got,
+                fix="restore the file, or start a run of another name",
+            )
