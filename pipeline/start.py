@@ -157,7 +157,7 @@ def _announce(shop: Workshop) -> None:
     config, devices = shop.config, shop.crew.devices
     there = f"{devices.cpus} cores, {devices.gpus or 'no'} GPU{'s' if devices.gpus > 1 else ''}"
     rounds = f"{config.num_rounds} round{'s' * (config.num_rounds != 1)}"
-    told = f"{config.run.name}: {rounds} of {config.update.loss_type} on {config.policy.path}   {there}"
+    told = f"{config.run.name}: {rounds} of {config.update.told} on {config.policy.path}   {there}"
     shop.console.line("", "run", told)
 
 

@@ -82,7 +82,7 @@ def _refusal(shortages: Sequence[Shortage]) -> ConfigError:
 def _lines(outlook: Outlook) -> Iterator[tuple[str, str]]:
     config = outlook.config
     rounds = f"{len(outlook.rounds)} round{'s' * (len(outlook.rounds) != 1)}"
-    yield "plan", f"{outlook.name}: {rounds} of {config.update.loss_type} on {config.policy.path}"
+    yield "plan", f"{outlook.name}: {rounds} of {config.update.told} on {config.policy.path}"
     if outlook.policy.facts is not None:
         yield "policy", _facts(outlook.policy.facts, config.policy.dtype)
     for found in outlook.rounds:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from stages.errors import ConfigError
 from stages.settings import Settings, where
-from stages.update.objectives.registry import OBJECTIVES
+from stages.update.objectives.base import Loss, Need
+from stages.update.objectives.registry import find_loss
 
 FLOAT32_GATE_FLOOR = 1e-3  # nats a sequence; layouts of equal float32 weights differ by up to 4e-5
 
@@ -17,9 +17,18 @@ FLOAT32_GATE_FLOOR = 1e-3  # nats a sequence; layouts of equal float32 weights d
 class UpdateConfig(Settings):
     """How pairs become a better policy."""
 
-    loss_type: str = "minor_dpo"
-    beta: float = Field(0.1, gt=0, description="strength of the pull towards the reference")
-    loss_params: dict[str, float] = Field({}, description="the objective's further parameters, by name")
+    loss_type: str | tuple[str, ...] = Field(
+        "minor_dpo", min_length=1, description="an objective, or a list of them, whose weighted sum is the loss"
+    )
+    loss_weights: tuple[float, ...] | None = Field(
+        None, description="one for each of a list's objectives; null: 1 each"
+    )
+    beta: float | None = Field(
+        None, gt=0, description="strength of the pull towards the reference; null: the objective's own default"
+    )
+    loss_params: dict[str, Any] = Field(
+        {}, description="further parameters, by name; of several objectives, by objective and name"
+    )
     gate_floor: float | None = Field(
         None, ge=0, description="nats a sequence; null: 1e-3 in float32, measured in bfloat16"
     )
@@ -43,30 +52,82 @@ class UpdateConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = where("auto", description="auto: a GPU a worker, where there are GPUs")
 
     @model_validator(mode="after")
-    def _known_objective(self) -> UpdateConfig:
-        if self.loss_type not in OBJECTIVES:
-            near = difflib.get_close_matches(self.loss_type, OBJECTIVES, n=1) or list(OBJECTIVES)[:1]
+    def _known_objectives(self) -> UpdateConfig:
+        names, weights = self.loss_types, self.loss_weights
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigError("loss_type", wanted="every objective once", got=f"{twice} twice", fix="use loss_weights")
+        if weights is not None and len(weights) != len(names):
+            wanted = f"{len(names)} numbers, one for each of {', '.join(names)}"
+            raise ConfigError(
+                "loss_weights", wanted=wanted, got=str(len(weights)), fix=f"for example {[1.0] * len(names)}"
+            )
+        losses = self.losses()
+        if len({loss.objective.rows for loss in losses}) > 1:
             raise ConfigError(
                 "loss_type",
-                wanted=f"one of {', '.join(OBJECTIVES)}",
-                got=repr(self.loss_type),
-                fix=f"did you mean {near[0]}?",
+                wanted="objectives of pairs, or objectives of groups",
+                got=", ".join(f"{loss.objective.name} of {loss.objective.rows}" for loss in losses),
+                fix="train on one kind in a round; rounds may differ",
             )
-        try:
-            self.objective_params(gate_floor=0.0)
-        except ValidationError as error:
-            first = error.errors()[0]
-            known = sorted(set(OBJECTIVES[self.loss_type].params.model_fields) - {"beta", "gate_floor"})
-            raise ConfigError(
-                f"loss_params.{'.'.join(map(str, first['loc']))}",
-                wanted=f"a parameter of {self.loss_type} ({', '.join(known) or 'it has none'}), within its range",
-                got=f"{first['input']!r}: {first['msg']}",
-                fix="change or remove it",
-            ) from error
+        if self.beta is not None and all(loss.beta is None for loss in losses):
+            wanted = f"null, since {', '.join(names)} has no beta"
+            raise ConfigError("beta", wanted=wanted, got=str(self.beta), fix="leave it out")
         return self
 
-    def objective_params(self, *, gate_floor: float) -> Any:
-        """The objective's own parameter record; `gate_floor` enters where the objective has a gate."""
-        objective = OBJECTIVES[self.loss_type]
-        gated = {"gate_floor": gate_floor} if objective.gated else {}
-        return objective.params.model_validate({"beta": self.beta} | self.loss_params | gated)
+    @property
+    def loss_types(self) -> tuple[str, ...]:
+        """The objectives' names."""
+        return (self.loss_type,) if isinstance(self.loss_type, str) else self.loss_type
+
+    def losses(self, *, gate_floor: float | None = None) -> list[Loss]:
+        """The objectives with their parameters and weights; `gate_floor` enters those that have a gate.
+
+        Raises:
+            ConfigError: for an unknown objective or parameter.
+        """
+        names = self.loss_types
+        given = self.loss_params if len(names) > 1 else {names[0]: self.loss_params}
+        for name, params in given.items():
+            if name not in names or not isinstance(params, dict):
+                raise ConfigError(
+                    f"loss_params.{name}",
+                    wanted=f"parameters by objective, under {' and '.join(names)}",
+                    got=repr(params),
+                    fix=f"for example loss_params: {{{names[0]}: {{…}}}}",
+                )
+        return [
+            find_loss(
+                name,
+                given.get(name, {}),
+                beta=self.beta,
+                gate_floor=gate_floor,
+                weight=weight,
+                key="loss_params" if len(names) == 1 else f"loss_params.{name}",
+            )
+            for name, weight in zip(names, self.loss_weights or [1.0] * len(names), strict=True)
+        ]
+
+    @property
+    def rows(self) -> Literal["pairs", "groups"]:
+        """What it trains on."""
+        return self.losses()[0].objective.rows
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the objectives need beside log-probs."""
+        return frozenset[Need]().union(*(loss.objective.needs for loss in self.losses()))
+
+    @property
+    def num_references(self) -> tuple[int, int | None]:
+        """The least and the most references whose log-probs the objectives take; None: any number."""
+        bounds = [loss.references for loss in self.losses()]
+        most = [high for _, high in bounds if high is not None]
+        return max(low for low, _ in bounds), min(most, default=None)
+
+    @property
+    def told(self) -> str:
+        """The objectives in words."""
+        weights = self.loss_weights or (1.0,) * len(self.loss_types)
+        parts = zip(self.loss_types, weights, strict=True)
+        return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in parts)

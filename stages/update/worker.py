@@ -24,8 +24,7 @@ from stages.update.config import FLOAT32_GATE_FLOOR, UpdateConfig
 from stages.update.logps import answer_logps
 from stages.update.metrics import StepMetrics, UpdateSummary
 from stages.update.model import copy_tokenizer, load_policy, read_weights, save_policy
-from stages.update.objectives.base import Pairs
-from stages.update.objectives.registry import OBJECTIVES
+from stages.update.objectives.base import Loss, Pairs
 from stages.update.rows import AnswerRow, PairRow, answers_of
 from stages.update.schedule import learning_rate_at
 
@@ -154,8 +153,8 @@ class Trainer:
         """
         config = self.config
         total = num_steps(len(rows), size=config.global_batch_size, num_epochs=config.num_train_epochs)
-        gate_floor = self._gate_floor(rows) if OBJECTIVES[config.loss_type].gated else None
-        params = config.objective_params(gate_floor=gate_floor or 0.0)
+        gate_floor = self._gate_floor(rows) if any(loss.gated for loss in config.losses()) else None
+        losses = config.losses(gate_floor=gate_floor)
         first: dict[str, float] = {}
         last: dict[str, float] = {}
         batches = global_batches(
@@ -163,9 +162,9 @@ class Trainer:
         )
         for step, batch in enumerate(batches):
             own_reference = from_reference and step == 0
-            last = self._step([rows[i] for i in batch], references, params, gate_floor, own_reference, step, total)
+            last = self._step([rows[i] for i in batch], references, losses, gate_floor, own_reference, step, total)
             first = first or last
-            if own_reference and not config.loss_params:
+            if own_reference and len(losses) == 1 and losses[0].objective.starts_at_ln2(losses[0].params):
                 assert last["loss"] == float(torch.tensor(LN2)), f"the first loss is {last['loss']!r}, not ln 2"
             if on_step is not None and self.rank == 0:
                 on_step(last)
@@ -184,7 +183,7 @@ class Trainer:
         self,
         batch: Sequence[PairRow],
         references: Sequence[Mapping[str, float]],
-        params: Any,
+        losses: Sequence[Loss],
         gate_floor: float | None,
         own_reference: bool,
         step: int,
@@ -194,7 +193,9 @@ class Trainer:
         started = time.monotonic()
         rate = learning_rate_at(step, total, self.config)
         deepspeed_engine.set_learning_rate(self._engine, rate)
-        metrics = StepMetrics(beta=self.config.beta, gate_floor=gate_floor or 0.0)
+        metrics = StepMetrics(
+            beta=next((loss.beta for loss in losses if loss.beta is not None), 1.0), gate_floor=gate_floor or 0.0
+        )
         counts = {"pairs": len(batch), "tokens": sum(len(row.chosen_token_ids) for row in batch)}
         parts = deal(
             range(len(batch)),
@@ -206,13 +207,13 @@ class Trainer:
             rows = [batch[i] for i in part]
             pairs = self._pairs(rows or [batch[0]], references, own_reference)
             self._refuse_nonfinite(torch.cat([pairs.chosen_B, pairs.rejected_B]), step, "log-probs")
-            terms = OBJECTIVES[self.config.loss_type].loss(pairs, params)
+            terms = [term for loss in losses for term in loss(pairs)]
             real = 1.0 if rows else 0.0
             shares = [(term.loss_B * term.weight_B).sum() / counts[term.normaliser] for term in terms]
             # DeepSpeed averages over the ranks; the loss is a mean over the global batch.
             self._engine.backward(torch.stack(shares).sum() * self.world_size * real)
             if rows:
-                metrics.add(pairs, torch.stack([term.loss_B.detach() for term in terms]).sum(0))
+                metrics.add(pairs, torch.stack([(term.loss_B * term.weight_B).detach() for term in terms]).sum(0))
         self._engine.step()
         self._num_steps += 1
         grad_norm = float(self._engine.get_global_grad_norm() or 0.0)

@@ -89,9 +89,9 @@ def plain(folder: Path, count: int, options: dict) -> tuple[dict[str, torch.Tens
             ones = torch.ones(1)
             pairs = Pairs(ours[:1], ours[1:], theirs[None, :1], theirs[None, 1:], ones, ones)
             terms = (
-                minor_dpo(pairs, MinorDPOParams(beta=config.beta, gate_floor=1e-3))
+                minor_dpo(pairs, MinorDPOParams(gate_floor=1e-3))
                 if config.loss_type == "minor_dpo"
-                else dpo(pairs, DPOParams(beta=config.beta))
+                else dpo(pairs, DPOParams())
             )
             (terms[0].loss_B.sum() / len(batch)).backward()
         norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm).item())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from stages.settings import Settings
-from stages.update.objectives.base import Objective, Pairs, Term
+from stages.update.objectives.base import Objective, Pairs, Term, term
 
 
 class DPOParams(Settings):
@@ -20,13 +20,12 @@ def dpo(batch: Pairs, params: DPOParams) -> list[Term]:
 
     -(1 - e) * log sigmoid(h) - e * log sigmoid(-h),   h = beta * (r_w - r_l)
     """
-    import torch
     from torch.nn.functional import logsigmoid
 
     r_w, r_l = batch.log_ratios()
     h_B = params.beta * (r_w - r_l)
     loss_B = -(1 - params.label_smoothing) * logsigmoid(h_B) - params.label_smoothing * logsigmoid(-h_B)
-    return [Term(loss_B, torch.ones_like(loss_B), "pairs")]
+    return [term(loss_B, logit_B=h_B)]
 
 
-OBJECTIVE = Objective("dpo", dpo, DPOParams)
+OBJECTIVE = Objective("dpo", dpo, DPOParams, starts_at_ln2=lambda params: params.label_smoothing == 0)

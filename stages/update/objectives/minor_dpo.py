@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from stages.settings import Settings
-from stages.update.objectives.base import Objective, Pairs, Term
+from stages.update.objectives.base import Objective, Pairs, Term, term
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,8 +46,8 @@ def minor_dpo(batch: Pairs, params: MinorDPOParams) -> list[Term]:
 
     r_w, r_l = batch.log_ratios()
     assert torch.isfinite(r_w).all() and torch.isfinite(r_l).all(), "log-ratios must be finite"
-    loss_B = -logsigmoid(params.beta * (r_w - gate(r_l, params.gate_floor)))
-    return [Term(loss_B, torch.ones_like(loss_B), "pairs")]
+    h_B = params.beta * (r_w - gate(r_l, params.gate_floor))
+    return [term(-logsigmoid(h_B), logit_B=h_B)]
 
 
-OBJECTIVE = Objective("minor_dpo", minor_dpo, MinorDPOParams, gated=True)
+OBJECTIVE = Objective("minor_dpo", minor_dpo, MinorDPOParams, gated=True, starts_at_ln2=lambda _: True)
