@@ -28,13 +28,16 @@ from stages.vocab import POLICY_STREAM
 
 ENGINE_GAP_LIMIT = 0.1  # nats a token; float32 differs by 1e-7, bfloat16 by some 1e-2
 
+_RESULTS = ("round_start", "initial", "previous")
+"""References that are the result of a round, or the first policy."""
+
 _FOR_THIS_ROUND = (
     ".\nSettled rounds keep their settings: write rounds as a list, and override this round alone, for example "
     "rounds: [{}, {pair: {min_margin: 0}}]"
 )
 
 References = Sequence[tuple[Weights, StageFolder]]
-"""The references of a round, each with the tables of its log-probs."""
+"""The references that the objective takes log-probs of, each with the tables of these."""
 
 
 class Round:
@@ -43,8 +46,7 @@ class Round:
     Args:
         shop: what the run's steps share.
         number: counted from 1.
-        start: the policy that samples and is trained.
-        references: the policies that the objective refers to.
+        policies: the one that samples, the one that is trained, those that the objective refers to.
         pool: the prompts to draw from; None where the config has ready pairs.
         drawn_before: how many prompts each earlier round drew from it.
         evaluation: None where nothing is evaluated.
@@ -58,8 +60,7 @@ class Round:
         self,
         shop: Workshop,
         number: int,
-        start: Weights,
-        references: Sequence[Weights],
+        policies: Policies,
         *,
         pool: StageFolder | None = None,
         drawn_before: Sequence[int] = (),
@@ -69,7 +70,8 @@ class Round:
         every_prompt: bool = False,
         give_up: Callable[[], None] | None = None,
     ) -> None:
-        self.shop, self.number, self.start, self.references = shop, number, start, tuple(references)
+        self.shop, self.number = shop, number
+        self.sampling, self.start, self.references = policies.sampling, policies.start, policies.references
         self.config: Config = shop.config.for_round(number)
         self.sources: RoundSources = shop.sources.of(number)
         self.folder: Path = folder or shop.folder / f"round-{number:04d}"
@@ -80,8 +82,8 @@ class Round:
 
     # ---- collect ----------------------------------------------------------------------------------------------------
 
-    def collect(self, start: Weights) -> StageFolder:
-        """Sample, score and pair, or take ready pairs; the pairs as a handle on their shards.
+    def collect(self, policy: Weights) -> StageFolder:
+        """Sample with `policy`, score and pair, or take ready pairs; the pairs, or groups, as a handle on their shards.
 
         Raises:
             StageError: if too many answers have no finite reward, all rewards are equal, or there is no pair.
@@ -89,7 +91,9 @@ class Round:
         if self.config.pairs is not None:
             return self.ready_pairs()
         prompts = self.draw_prompts()
-        candidates = self.sample(prompts, start)
+        candidates = self.sample(prompts, policy)
+        if "stream" in self.config.update.needs:
+            self.sample_reference(prompts)
         return self.pair(prompts, candidates, self.score(prompts, candidates))
 
     def ready_pairs(self) -> StageFolder:
@@ -117,14 +121,23 @@ class Round:
         self.shop.run_stage("prompts", [prompts], fingerprint, -(-count // size), lambda _: [draw])
         return prompts
 
-    def sample(self, prompts: StageFolder, start: Weights) -> StageFolder:
-        """Candidates of the start policy."""
+    def sample(self, prompts: StageFolder, policy: Weights) -> StageFolder:
+        """Candidates of a policy."""
         draw = Draw(self.config.run.seed, self.number, self.number, POLICY_STREAM)
-        candidates, done = self.shop.sample(self.folder, prompts, start, self.config, draw)
+        candidates, done = self.shop.sample(self.folder, prompts, policy, self.config, draw)
         self.figures["sample"] = found = figures.sampled(done.entries)
         made_now = done.made / len(done.entries)
         self._tell("sample", figures.sampled_line(found, done.seconds, made_now=made_now), done)
         return candidates
+
+    def sample_reference(self, prompts: StageFolder) -> None:
+        """One answer of the reference to each prompt, which the objective is told to keep likely."""
+        name, weights = self.references[0]
+        draw, how = Draw(self.config.run.seed, self.number, self.number, name), one_answer(self.config.sample)
+        _, done = self.shop.sample(self._stream.path.parent, prompts, weights, self.config, draw, how=how)
+        found = figures.sampled(done.entries)
+        told = figures.sampled_line(found, done.seconds, made_now=done.made / len(done.entries))
+        self._tell("sample", f"{told}   by reference {name}", done)
 
     def score(self, prompts: StageFolder, candidates: StageFolder) -> StageFolder:
         """The candidates' rewards."""
@@ -191,18 +204,21 @@ class Round:
 
     # ---- update -----------------------------------------------------------------------------------------------------
 
-    def reference_logps(self, data: StageFolder, references: Sequence[Weights]) -> References:
-        """The log-probs of all paired answers under each reference, from the training group."""
+    def reference_logps(self, data: StageFolder, references: Sequence[tuple[str, Weights]]) -> References:
+        """The log-probs of all answers to train on under each reference, one at a time, from the training group.
+
+        None where the objective takes none.
+        """
+        if self.config.update.num_references[1] == 0:
+            return []
         tables = []
-        num_pairs = sum(entry.rows for entry in data.entries())
-        for index, weights in enumerate(references):
-            folder = "reference_logps" if len(references) == 1 else f"reference_logps-{index}"
-            out = StageFolder(self.folder / folder, REFERENCE_LOGPS)
-            job = training.ScorePairs(
-                pairs=data,
+        num_answers = 2 * sum(entry.rows for entry in data.entries()) if data.contract == PAIRS else None
+        for (name, weights), out in zip(references, self._reference_folders, strict=True):
+            job = training.ScoreRows(
+                data=data,
                 out=out,
                 weights=weights,
-                reference=self.config.reference,
+                reference=name,
                 config=self.config.update,
                 round=self.number,
             )
@@ -212,12 +228,14 @@ class Round:
                 {"pairs": data.digest(), "weights": weights.identity, "dtype": self.config.policy.dtype},
                 len(data.entries()),
                 lambda _, job=job: [job],  # type: ignore[misc]
-                by_group(lambda: self.shop.crew.trainers(self.config), total=2 * num_pairs),
+                by_group(lambda: self.shop.crew.trainers(self.config), total=num_answers),
             )
-            num_answers = sum(entry.rows for entry in done.entries)
-            told = f"{num_answers:,} answers   {duration(done.seconds)}   under the policy of round {weights.round}"
+            told = f"{sum(entry.rows for entry in done.entries):,} answers   {duration(done.seconds)}   under "
+            told += f"the policy of round {weights.round}" if name in _RESULTS else name
             if weights.identity == self.start.identity:
-                told += ", its start" + self._engine_gap(out)
+                told += ", its start"
+            if weights.identity == self.sampling.identity:
+                told += self._engine_gap(out)
             self._tell("reference", told, done)
             tables.append((weights, out))
         return tables
@@ -243,33 +261,76 @@ class Round:
         return f"; the engine differs by {gap:.0e} nats a token"
 
     def update(self, start: Weights, data: StageFolder, references: References) -> Weights:
-        """Train from `start` on all pairs; the new policy, published in the round's folder."""
+        """Train from `start` on all pairs or groups; the new policy, published in the round's folder."""
         shop, config, policy = self.shop, self.config, self.folder / "policy"
         fingerprint = {
-            "pairs": data.digest(),
+            data.contract.name: data.digest(),
             "start": start.identity,
             "references": [weights.identity for weights, _ in references],
             "update": config.update.identity(),
             "dtype": config.policy.dtype,
             "pad_token": config.policy.pad_token,
             "seed": config.run.seed,
+            **self._more_inputs(),
         }
         watch = Stopwatch()
         manifest = found_model(policy, fingerprint)
         if manifest is None:
-            seed = config.run.seed
-            curves = step_curves(shop.folder, round=self.number) if config.run.tensorboard else None
             job = training.UpdatePolicy(
-                start, data, references, config.update, self.folder, fingerprint, self.number, seed, curves
+                start=start,
+                data=data,
+                references=references,
+                config=config.update,
+                folder=self.folder,
+                fingerprint=fingerprint,
+                round=self.number,
+                seed=config.run.seed,
+                curves=step_curves(shop.folder, round=self.number) if config.run.tensorboard else None,
+                auxiliary_weights=self._auxiliary_weights,
+                stream=self._stream if "stream" in config.update.needs else None,
+                value_head=self._value_head if "value" in config.update.needs else None,
             )
             with shop.console.bar("update", total=None) as bar:
                 shop.crew.trainers(config).run(job, on_report=lambda step: bar.at(step["step"], step["steps"]))
             manifest = found_model(policy, fingerprint)
             assert manifest is not None, "the training group published no policy"
-            self._tell("update", figures.updated_line(manifest["update"], watch.seconds))
+            self._tell("update", figures.updated_line(manifest["update"], watch.seconds, rows=data.contract.name))
         self.figures["update"] = manifest["update"]
         master = self.folder / "master" if manifest["master_sha256"] else None
         return Weights(policy, manifest["sha256"], self.number, master, manifest["master_sha256"])
+
+    def _more_inputs(self) -> dict[str, Any]:
+        """What an update depends on besides rows, weights and settings, where its objectives need it."""
+        needs, found = self.config.update.needs, {}
+        if "auxiliary" in needs:
+            found["auxiliary"] = self._auxiliary_weights
+        if "stream" in needs:
+            found["stream"] = self._stream.digest()
+        if "value" in needs:
+            found["value_head"] = weights_sha256(self._value_head) if self._value_head is not None else "new"
+        return found | ({"objectives": dict(self.sources.objectives)} if self.sources.objectives else {})
+
+    @property
+    def _auxiliary_weights(self) -> dict[str, float]:
+        return {
+            source.name: source.config.weight for source in self.sources.rewards if source.config.role == "auxiliary"
+        }
+
+    @property
+    def _stream(self) -> StageFolder:
+        """The reference's answers, where the objective takes some."""
+        return StageFolder(self.folder / "reference_answers" / CANDIDATES.name, CANDIDATES)
+
+    @property
+    def _value_head(self) -> Path | None:
+        """The value head of the last round before this one that has one; with none, training begins with a new one."""
+        earlier = (self.shop.folder / f"round-{number:04d}" / "value_head" for number in range(self.number - 1, 0, -1))
+        return next((folder for folder in earlier if folder.exists()), None)
+
+    @property
+    def _reference_folders(self) -> list[StageFolder]:
+        names = [f"-{index}" for index in range(len(self.references))] if len(self.references) > 1 else [""]
+        return [StageFolder(self.folder / f"reference_logps{name}", REFERENCE_LOGPS) for name in names]
 
     # ---- evaluate ---------------------------------------------------------------------------------------------------
 
@@ -292,7 +353,9 @@ class Round:
         config = self.config
         known: dict[str, Any] = {
             "start": self.start.identity,
-            "references": [weights.identity for weights in self.references],
+            "sampling": self.sampling.identity,
+            "references": [weights.identity for _, weights in self.references],
+            "objectives": dict(self.sources.objectives),
             "policy_files": self.shop.sources.policy_files,
             "pad_token": config.policy.pad_token,
             "evaluation": self._evaluation.digest() if self._evaluation is not None else None,
@@ -324,8 +387,10 @@ class Round:
             ContractError: naming the first file that is not.
         """
         sampled = (PROMPTS, CANDIDATES, SCORED, FATES) if self.config.pairs is None else ()
-        for contract in (*sampled, PAIRS, REFERENCE_LOGPS):
-            self._folder(contract).refuse_changed()
+        data = GROUPS if self.config.update.rows == "groups" else PAIRS
+        for folder in (*map(self._folder, (*sampled, data)), *self._reference_folders):
+            if folder.path.exists():
+                folder.refuse_changed()
         refuse_changed_model(self.folder / "policy")
 
     def write_report(self, decision: str, reason: str) -> None:

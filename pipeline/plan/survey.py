@@ -17,10 +17,11 @@ from itertools import islice
 from pathlib import Path
 
 from pipeline import embedded, models
-from pipeline.config import Config, EvaluateConfig, PairsConfig, PromptsConfig
+from pipeline.config import Config
 from pipeline.plan.model_facts import ModelFacts, read_facts
 from pipeline.prompt_files import read_rows
 from pipeline.prompts import find_columns
+from pipeline.sections import EvaluateConfig, PairsConfig, PromptsConfig
 from stages.score.config import FunctionReward
 
 _MOST_ROWS = 20_000  # read of a file of prompts
