@@ -18,6 +18,7 @@ from stages.errors import ContractError
 REWARD = pa.struct([("name", pa.string()), ("value", pa.float64()), ("role", pa.string())])
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 TOKENS = pa.list_(pa.int32())
+_PENALISED = "less pair.length_penalty for each of its tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +148,8 @@ PAIRS = _contract(
     ("prompt", pa.string(), "as in prompts"),
     ("chosen", pa.string(), "the chosen answer's text"),
     ("rejected", pa.string(), "the rejected answer's text"),
-    ("score_chosen", pa.float64(), "?reward of the chosen answer; null: pairs that came without"),
-    ("score_rejected", pa.float64(), "?reward of the rejected answer"),
+    ("score_chosen", pa.float64(), f"?reward of the chosen answer, {_PENALISED}; null: pairs that came without"),
+    ("score_rejected", pa.float64(), f"?reward of the rejected answer, {_PENALISED}"),
     ("margin", pa.float64(), "?score_chosen - score_rejected"),
     ("prompt_token_ids", TOKENS, "as in prompts"),
     ("chosen_token_ids", TOKENS, "as sampled"),
@@ -156,6 +157,21 @@ PAIRS = _contract(
     ("chosen_rewards", pa.list_(REWARD), "as in scored"),
     ("rejected_rewards", pa.list_(REWARD), "as in scored"),
     ("policy_round", pa.int32(), "?the round that made the weights that sampled both; null: sampled elsewhere"),
+)
+
+GROUPS = _contract(
+    "groups",
+    1,
+    ("group_id", pa.string(), "hash of the answers' ids"),
+    ("prompt_id", pa.string(), "the prompt"),
+    ("response_ids", pa.list_(pa.string()), "its different usable answers, best first; at least 2, and not all equal"),
+    _ROUND,
+    ("prompt", pa.string(), "as in prompts"),
+    ("responses", pa.list_(pa.string()), "the answers' texts, in the order of response_ids, as all that follows"),
+    ("prompt_token_ids", TOKENS, "as in prompts"),
+    ("response_token_ids", pa.list_(TOKENS), "as sampled"),
+    ("rewards", pa.list_(pa.float64()), f"of each answer, {_PENALISED}"),
+    ("policy_round", pa.int32(), "the round that made the weights that sampled them"),
 )
 
 REFERENCE_LOGPS = _contract(
@@ -188,5 +204,5 @@ FATES = _contract(
     ("detail", pa.string(), "why, in words; empty where the fate says it all"),
     ("num_candidates", pa.int32(), "answers sampled"),
     ("num_valid", pa.int32(), "answers that pairing could use"),
-    ("num_pairs", pa.int32(), "pairs made"),
+    ("num_pairs", pa.int32(), "rows made of it: pairs, or one group"),
 )

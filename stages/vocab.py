@@ -24,15 +24,15 @@ FATE_MEANINGS: dict[Fate, str] = {
     "prompt_too_long": "the prompt leaves no room for an answer in the model's context",
     "quarantined": "the prompt was set aside, since it broke the engine before",
     "engine_error": "the engine gave no answer",
-    "score_error": "no answer has a finite reward",
+    "score_error": "no answer has a finite number for every reward that is needed",
     "all_truncated": "every answer was cut off at max_new_tokens",
     "too_few_valid": "fewer than two answers could be used",
     "duplicate_answers": "all usable answers have the same text",
-    "disagreement": "the rewards do not agree on which answer is better",
+    "disagreement": "the single rewards agree on no two answers, which of them is better",
     "tied": "the answers differ, but all have the same reward",
-    "gap_too_small": "the best and the worst answer's rewards are closer than pair.min_margin",
+    "gap_too_small": "no two rewards are as far apart as pair.min_margin asks",
     "no_pair_by_rule": "the pairing rule makes no pair of these answers",
-    "paired": "made a chosen/rejected pair to train on",
+    "paired": "made chosen/rejected pairs, or a group, to train on",
 }
 """Each fate in a reader's words."""
 
