@@ -7,7 +7,8 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,23 @@ def load_config(file: Path, overrides: Sequence[str] = ()) -> Config:
                 got=f"{file.stem!r}, after the file",
                 fix=f"--set run.name={name}, or another name for the file",
             )
-    beside = str(file.absolute().parent)
-    if beside not in sys.path:
-        sys.path.insert(0, beside)  # a user's own objective lies there, as reward functions do
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise _readable(error, file) from None
-    _check_rounds(config, file)
+    with _importable(file.absolute().parent):
+        try:
+            config = Config.model_validate(values)
+        except ValidationError as error:
+            raise _readable(error, file) from None
+        _check_rounds(config, file)
     return config
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let a user's own objectives be found beside the config while it is checked."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 class _Loader(yaml.SafeLoader):

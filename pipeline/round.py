@@ -11,20 +11,22 @@ from pipeline import figures
 from pipeline.artifacts import StageFolder
 from pipeline.config import Config
 from pipeline.console import Stopwatch, duration
-from pipeline.evaluation import Evaluation
+from pipeline.evaluation import Evaluation, one_answer
 from pipeline.files import read_json, write_json
 from pipeline.jobs import answers, inputs, training
 from pipeline.model_folders import found_model, refuse_changed_model
+from pipeline.policies import Policies
 from pipeline.pools import read_pairs
 from pipeline.sources import RoundSources
 from pipeline.stage import Done, by_group
 from pipeline.tensorboard import plot_evaluation, step_curves
 from pipeline.workshop import Workshop
-from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED, Contract
+from stages.contracts import CANDIDATES, FATES, GROUPS, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED, Contract
 from stages.errors import StageError
 from stages.protocols import Weights
 from stages.sample.stage import Draw
 from stages.vocab import POLICY_STREAM
+from stages.weights import weights_sha256
 
 ENGINE_GAP_LIMIT = 0.1  # nats a token; float32 differs by 1e-7, bfloat16 by some 1e-2
 
@@ -301,7 +303,8 @@ class Round:
 
     def _more_inputs(self) -> dict[str, Any]:
         """What an update depends on besides rows, weights and settings, where its objectives need it."""
-        needs, found = self.config.update.needs, {}
+        needs = self.config.update.needs
+        found: dict[str, Any] = {}
         if "auxiliary" in needs:
             found["auxiliary"] = self._auxiliary_weights
         if "stream" in needs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,17 +15,20 @@ import pyarrow as pa
 from pipeline.artifacts import StageFolder
 from pipeline.model_folders import close_model, found_model
 from pipeline.tensorboard import StepCurves
+from stages.contracts import GROUPS
 from stages.protocols import Weights
 from stages.seeds import hashed_seed
 from stages.update.config import UpdateConfig
 from stages.update.rows import (
     AnswerRow,
+    Row,
     answers_of,
     candidate_answers,
+    group_rows,
+    pair_rows,
     reference_logps,
     reference_table,
     text_answers,
-    training_rows,
 )
 
 
@@ -83,7 +86,7 @@ class ScoreRows(ScoreAnswers):
         return self.data
 
     def rows(self, shard: int) -> list[AnswerRow]:
-        return answers_of(training_rows(self.data.contract, [self.data.read(shard)]))
+        return answers_of(rows_of(self.data, [self.data.read(shard)]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +145,8 @@ class UpdatePolicy:
             return
         trainer.configure(self.config)
         trainer.load(self.start)
-        rows = training_rows(
-            self.data.contract,
+        rows = rows_of(
+            self.data,
             self.data.read_all(),
             aux_weights=self.auxiliary_weights,
             stream=self.stream.read_all() if self.stream is not None else (),
@@ -186,6 +189,11 @@ class UpdatePolicy:
                 report(metrics)
 
             yield on_step
+
+
+def rows_of(data: StageFolder, tables: Iterable[pa.Table], **more: Any) -> Sequence[Row]:
+    """Tables of pairs or groups as rows to train on; `more` is for pairs, see `pair_rows`."""
+    return group_rows(tables) if data.contract == GROUPS else pair_rows(tables, **more)
 
 
 @dataclass(frozen=True, slots=True)

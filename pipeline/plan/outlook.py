@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.config import Config
+from pipeline.config_checks import is_policy_name
 from pipeline.lineage import Lineage
 from pipeline.plan.fit import Shortage, Worker, lengths_of, shortages_of, workers_of
 from pipeline.plan.hardware import Hardware
@@ -34,7 +35,7 @@ class RoundOutlook:
     """One round, before it runs.
 
     Attributes:
-        start: the policy that samples and is trained, in words.
+        sampling, start: the policies that sample and are trained, in words.
         reference: what the objective refers to, in words.
         ready_pairs: where they come from, if none are sampled.
         finished: it is settled already.
@@ -43,6 +44,7 @@ class RoundOutlook:
     """
 
     number: int
+    sampling: str
     start: str
     reference: str
     finished: bool
@@ -63,8 +65,9 @@ class RoundOutlook:
                 f"in at most {self.most_steps:,} steps, against {self.reference}"
             )
         return (
-            f"samples {self.num_prompts:,} prompts x {self.num_generations} answers from {self.start}, "
-            f"makes at most {self.most_pairs:,} pairs, and trains it on them in at most {self.most_steps:,} steps, "
+            f"samples {self.num_prompts:,} prompts x {self.num_generations} answers from {self.sampling}, "
+            f"makes at most {self.most_pairs:,} pairs, and trains "
+            f"{'it' if self.start == self.sampling else self.start} on them in at most {self.most_steps:,} steps, "
             f"against {self.reference}"
         )
 
@@ -179,11 +182,13 @@ def _round(number: int, config: Config, survey: Survey, *, finished: bool) -> Ro
     answer = lengths.answer * (_ID_BYTES + _TEXT_BYTES)
     num_generations = config.sample.num_generations if config.pairs is None else 0
     candidates = num_prompts * num_generations
+    sampling = _onward(number, config)
     pair = lengths.prompt * (_ID_BYTES + _TEXT_BYTES) + 2 * answer
     return RoundOutlook(
         number=number,
-        start=_result_of(number - 1),
-        reference=_reference(number, config.reference),
+        sampling=sampling,
+        start="the first policy" if config.start == "initial" else sampling,
+        reference=_references(number, config),
         finished=finished,
         num_prompts=num_prompts,
         num_generations=num_generations,
@@ -199,12 +204,27 @@ def _result_of(number: int) -> str:
     return f"round {number}'s result" if number else "the first policy"
 
 
-def _reference(number: int, kind: str) -> str:
-    if kind == "initial":
+def _onward(number: int, config: Config) -> str:
+    """What a round goes on from."""
+    beyond = f" and {config.momentum:g} times its last change beyond it" if config.momentum and number > 1 else ""
+    return _result_of(number - 1) + beyond
+
+
+def _references(number: int, config: Config) -> str:
+    if config.update.num_references[1] == 0 and "stream" not in config.update.needs:
+        return "no reference"
+    return " and ".join(_reference(number, name, config) for name in config.references)
+
+
+def _reference(number: int, name: str, config: Config) -> str:
+    if name == "initial" or (name == "ema" and number == 1):
         return "the first policy"
-    if kind == "previous" and number > 1:
-        return _result_of(number - 2)
-    return "itself as the round starts"
+    if name == "ema":
+        return f"the average of the policies so far (decay {config.ema_decay:g})"
+    if name == "previous" and number > 1:
+        plain = config.start == "previous" and not config.momentum
+        return _result_of(number - 2) if plain else "what the round before started from"
+    return name if is_policy_name(name) else "itself as the round starts"
 
 
 def num_settled(config: Config) -> int:
@@ -271,7 +291,7 @@ def as_json(outlook: Outlook) -> str:
     plain = {
         "name": outlook.name,
         "policy": asdict(outlook.policy),
-        "loss_type": config.update.loss_type,
+        "loss_type": list(config.update.loss_types),
         "rounds": [{"sentence": found.sentence} | asdict(found) for found in outlook.rounds],
         "hardware": outlook.hardware.told if outlook.hardware else None,
         "workers": [asdict(worker) for worker in outlook.workers],

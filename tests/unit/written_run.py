@@ -55,7 +55,7 @@ def write_run(folder: Path, *overrides: str, rounds: int = 2) -> Path:
         write_json(run / f"round-{number:04d}" / "report.json", {"round": number} | report)
         if number:
             start = policies[number - 1]
-            lineage.settle(RoundRecord(number, start, [start], policy, "promote", "every result is", {}))
+            lineage.settle(RoundRecord(number, start, start, [start], policy, "promote", "every result is", {}))
     write_config(config)
     write_json(run / "final.json", describe(policies[-1], run))
     return run
