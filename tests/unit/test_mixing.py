@@ -77,10 +77,10 @@ def test_tied_weights_stay_tied_and_what_it_writes_is_whole(two, tmp_path):
     assert (out / "tokenizer.json").read_bytes() == (two[0].path / "tokenizer.json").read_bytes()
 
 
-def test_policies_of_two_models_are_refused(two, tmp_path, make_small):
-    from tiny_models import make_policy
+def test_policies_of_two_models_are_refused(two, tmp_path):
+    from tiny_models import policy
 
-    other = make_policy("gpt2", tmp_path / "gpt2")
+    other = policy("gpt2", tmp_path / "gpt2")
     with pytest.raises(InputError, match="names or shapes"):
         mixed(two[0], Weights.found(other, round=0), 0.3, tmp_path / "out")
 
