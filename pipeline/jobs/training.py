@@ -135,12 +135,12 @@ class UpdatePolicy:
         trainer.load(self.start)
         rows = pair_rows(self.pairs.read_all())
         references = [reference_logps(folder.read_all(), rows) for _, folder in self.references]
-        from_reference = [weights.identity for weights, _ in self.references] == [self.start.identity]
+        identities = [weights.identity for weights, _ in self.references]
         with self._recorder(trainer, report) as on_step:
             summary = trainer.update(
                 rows,
                 references,
-                from_reference=from_reference,
+                own_reference=identities.index(self.start.identity) if self.start.identity in identities else None,
                 seed=hashed_seed("update", self.seed, self.round),
                 on_step=on_step,
             )
