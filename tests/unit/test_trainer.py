@@ -48,7 +48,7 @@ def updated(folder: Path, count: int, options: dict, out: Path | None = None):
     trainer.load(start)
     rows, steps = some_rows(count), []
     references = [trainer.logps(answers_of(rows))]
-    trainer.update(rows, references, from_reference=True, seed=SEED, on_step=steps.append)
+    trainer.update(rows, references, own_reference=0, seed=SEED, on_step=steps.append)
     state = deepspeed_engine.float32_state(trainer._engine)
     if out is not None:
         trainer.save(out)
@@ -177,7 +177,7 @@ def saved_and_loaded(folder: Path, out: Path, dtype: str, zero_stage: int):
     trainer = Trainer(UpdateConfig(**BASE | {"zero_stage": zero_stage}), dtype=dtype, pad_token=None, num_threads=1)
     trainer.load(Weights.found(folder, round=0))
     rows = some_rows(6)
-    summary = trainer.update(rows, [trainer.logps(answers_of(rows))], from_reference=True, seed=SEED)
+    summary = trainer.update(rows, [trainer.logps(answers_of(rows))], own_reference=0, seed=SEED)
     trained = deepspeed_engine.float32_state(trainer._engine)
     trainer.save(out)
     master = out / "master"
@@ -226,7 +226,7 @@ def after_updates(folder: Path, cases: list[dict], dtype: str):
         trainer = Trainer(config, dtype=dtype, pad_token=None, num_threads=1)
         trainer.load(Weights.found(folder, round=0))
         references = [trainer.logps(answers_of(rows))]
-        trainer.update(rows, references, from_reference=True, seed=SEED)
+        trainer.update(rows, references, own_reference=0, seed=SEED)
         states.append(deepspeed_engine.float32_state(trainer._engine))
     return states
 
@@ -254,7 +254,7 @@ def against_another_reference(folder: Path, reference: Path):
     theirs = trainer.logps(answers_of(rows))
     trainer.load(Weights.found(folder, round=1))
     ours = trainer.logps(answers_of(rows))
-    trainer.update(rows, [theirs], from_reference=False, seed=SEED, on_step=steps.append)
+    trainer.update(rows, [theirs], own_reference=None, seed=SEED, on_step=steps.append)
     return steps[0], ours, theirs
 
 
@@ -282,7 +282,7 @@ def diverging(folder: Path) -> str:
     trainer.load(Weights.found(folder, round=0))
     rows = some_rows(6)
     try:
-        trainer.update(rows, [trainer.logps(answers_of(rows))], from_reference=True, seed=SEED)
+        trainer.update(rows, [trainer.logps(answers_of(rows))], own_reference=0, seed=SEED)
     except StageError as error:
         return str(error)
     return "no error"

@@ -21,6 +21,7 @@ class HPOParams(BasedParams):
     beta_rl: float = Field(0.2, gt=0, description="temperature of the advantage, in reward units")
     tau: float = Field(0.7, gt=0, lt=1, description="the expectile that the value head estimates; 0.5 is the mean")
     value_weight: float = Field(0.1, ge=0, description="weight of the value head's loss")
+    value_learning_rate: float = Field(1e-3, gt=0, description="of the value head's own AdamW")
     warmup_steps: int = Field(100, ge=0, description="optimizer steps of the run without the actor term")
 
 
