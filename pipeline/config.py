@@ -243,6 +243,15 @@ def reward_names(score: ScoreConfig | None) -> list[str]:
     ]
 
 
+def costs(score: ScoreConfig | None) -> frozenset[str]:
+    """The names of the rewards that count the other way round: their weight is below 0."""
+    return frozenset(
+        name
+        for name, reward in zip(reward_names(score), score.rewards if score else (), strict=True)
+        if reward.weight < 0
+    )
+
+
 def check_across(config: Config) -> None:
     """Refuse what single sections cannot see.
 
