@@ -6,7 +6,7 @@ round. `pipeline.config_file` reads it, `pipeline.config_checks` refuses setting
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,8 +180,3 @@ def merged(under: Any, over: Any) -> Any:
     if isinstance(under, dict) and isinstance(over, dict):
         return under | {key: merged(under.get(key), value) for key, value in over.items()}
     return over
-
-
-def auxiliary_weights(rewards: Sequence[RewardConfig], names: Sequence[str]) -> dict[str, float]:
-    """The weight of each auxiliary reward, by its name."""
-    return {name: reward.weight for reward, name in zip(rewards, names, strict=True) if reward.role == "auxiliary"}

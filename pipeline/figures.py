@@ -58,17 +58,36 @@ def scored_line(figures: Figures, seconds: float) -> str:
 
 
 def paired(pairs: Sequence[Entry], fates: Sequence[Entry]) -> Figures:
-    """Pairs, their mean margin, and how many prompts had which fate, most frequent first."""
-    counts = Counter[str]()
-    for entry in fates:
-        counts.update({fate: int(count) for fate, count in entry.stats.items()})
+    """Pairs, their mean margin, the mean tokens of both sides, and how many prompts had which fate."""
     num_pairs = sum(entry.rows for entry in pairs)
+    means = {"margin_mean": "margin_sum", "chosen_tokens_mean": "chosen_tokens"}
+    means |= {"rejected_tokens_mean": "rejected_tokens", "chosen_longer": "chosen_longer"}
     return {
         "num_prompts": sum(entry.rows for entry in fates),
         "num_pairs": num_pairs,
-        "margin_mean": total(pairs, "margin_sum") / num_pairs if num_pairs else None,
-        "fates": dict(counts.most_common()),
+        **{name: total(pairs, stat) / num_pairs if num_pairs else None for name, stat in means.items()},
+        "fates": _fates(fates),
     }
+
+
+def grouped(groups: Sequence[Entry], fates: Sequence[Entry]) -> Figures:
+    """Groups, their answers, the mean distance of best and worst reward, and how many prompts had which fate."""
+    num_groups = sum(entry.rows for entry in groups)
+    return {
+        "num_prompts": sum(entry.rows for entry in fates),
+        "num_groups": num_groups,
+        "num_answers": int(total(groups, "answers")),
+        "spread_mean": total(groups, "spread_sum") / num_groups if num_groups else None,
+        "fates": _fates(fates),
+    }
+
+
+def _fates(entries: Sequence[Entry]) -> dict[str, int]:
+    """How many prompts had which fate, most frequent first."""
+    counts = Counter[str]()
+    for entry in entries:
+        counts.update({fate: int(count) for fate, count in entry.stats.items()})
+    return dict(counts.most_common())
 
 
 def ready_pairs(entries: Sequence[Entry]) -> Figures:
@@ -91,11 +110,22 @@ def ready_pairs_line(figures: Figures, seconds: float) -> str:
 
 
 def paired_line(figures: Figures, seconds: float) -> str:
-    dropped = "  ".join(f"{fate} {count}" for fate, count in figures["fates"].items() if fate != "paired")
     return (
         f"{figures['num_prompts']:,} prompts -> {figures['num_pairs']:,} pairs   {duration(seconds)}   "
-        f"margin {figures['margin_mean']:.2f}   dropped: {dropped or 'none'}"
+        f"margin {figures['margin_mean']:.2f}   {_dropped(figures)}"
     )
+
+
+def grouped_line(figures: Figures, seconds: float) -> str:
+    return (
+        f"{figures['num_prompts']:,} prompts -> {figures['num_groups']:,} groups of {figures['num_answers']:,} answers"
+        f"   {duration(seconds)}   best less worst {figures['spread_mean']:.2f}   {_dropped(figures)}"
+    )
+
+
+def _dropped(figures: Figures) -> str:
+    dropped = "  ".join(f"{fate} {count}" for fate, count in figures["fates"].items() if fate != "paired")
+    return f"dropped: {dropped or 'none'}"
 
 
 def updated_line(summary: Mapping[str, Any], seconds: float, *, rows: str) -> str:

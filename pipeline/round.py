@@ -13,15 +13,16 @@ from pipeline.config import Config
 from pipeline.console import Stopwatch, duration
 from pipeline.evaluation import Evaluation, one_answer
 from pipeline.files import read_json, write_json
-from pipeline.jobs import answers, inputs, training
+from pipeline.jobs import inputs, training
 from pipeline.model_folders import found_model, refuse_changed_model
+from pipeline.pairing import made_by, nothing_made, pair_round
 from pipeline.policies import Policies
 from pipeline.pools import read_pairs
 from pipeline.sources import RoundSources
 from pipeline.stage import Done, by_group
 from pipeline.tensorboard import plot_evaluation, step_curves
 from pipeline.workshop import Workshop
-from stages.contracts import CANDIDATES, FATES, GROUPS, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED, Contract
+from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED, Contract
 from stages.errors import StageError
 from stages.protocols import Weights
 from stages.sample.stage import Draw
@@ -32,11 +33,6 @@ ENGINE_GAP_LIMIT = 0.1  # nats a token; float32 differs by 1e-7, bfloat16 by som
 
 _RESULTS = ("round_start", "initial", "previous")
 """References that are the result of a round, or the first policy."""
-
-_FOR_THIS_ROUND = (
-    ".\nSettled rounds keep their settings: write rounds as a list, and override this round alone, for example "
-    "rounds: [{}, {pair: {min_margin: 0}}]"
-)
 
 References = Sequence[tuple[Weights, StageFolder]]
 """The references that the objective takes log-probs of, each with the tables of these."""
@@ -152,38 +148,15 @@ class Round:
         return scored
 
     def pair(self, prompts: StageFolder, candidates: StageFolder, scored: StageFolder) -> StageFolder:
-        """Rejection sampling: the pairs, and every prompt's fate."""
-        config = self.config.pair
-        pairs, fates = self._folder(PAIRS), self._folder(FATES)
-        done = self.shop.run_stage(
-            "pair",
-            [pairs, fates],
-            {"scored": scored.digest(), "candidates": candidates.digest(), "pair": config.identity()},
-            len(prompts.entries()),
-            lambda missing: [
-                answers.PairShard(i, prompts, candidates, scored, pairs, fates, config, self.number) for i in missing
-            ],
-        )
-        self.figures["pairs"] = figures.paired(pairs.entries(), done.entries)
-        if not self.figures["pairs"]["num_pairs"]:
-            self._refuse(pairs, fates, candidates, scored, StageFolder(self.folder / "unscaled", SCORED))
-            raise self._no_pair()
-        self._tell("pair", figures.paired_line(self.figures["pairs"], done.seconds), done)
-        return pairs
-
-    def _no_pair(self) -> StageError:
-        pairs, scores = self.figures["pairs"], self.figures.get("score")
-        fates = ", ".join(f"{fate} {count}" for fate, count in pairs["fates"].items())
-        spread = f"\nrewards from {scores['min']:.6g} to {scores['max']:.6g}" if scores and scores["num_scored"] else ""
-        return StageError(
-            f"round {self.number}: pair",
-            wanted="at least one pair to train on",
-            got=f"none from {pairs['num_prompts']} prompts: {fates}{spread}",
-            fix="gap_too_small: lower pair.min_margin; all_truncated: raise sample.max_new_tokens; "
-            "duplicate_answers or tied: raise sample.temperature or sample.num_generations; "
-            "prompt_too_long: shorter prompts or a smaller sample.max_new_tokens"
-            + (_FOR_THIS_ROUND if self.number > 1 else ""),
-        )
+        """Rejection sampling: the pairs, or the groups, and every prompt's fate."""
+        paired = pair_round(self.shop, self.folder, prompts, candidates, scored, self.config, round=self.number)
+        self.figures[paired.made.contract.name] = paired.figures
+        if not paired.num_made:
+            unscaled = StageFolder(self.folder / "unscaled", SCORED)
+            self._refuse(paired.made, paired.fates, candidates, scored, unscaled)
+            raise nothing_made(paired, self.figures.get("score"), round=self.number)
+        self._tell("pair", paired.line, paired.done)
+        return paired.made
 
     def _refuse(self, *tables: StageFolder) -> None:
         """Let results give way that nothing can be built on; a watched file's round is given up."""
@@ -390,8 +363,7 @@ class Round:
             ContractError: naming the first file that is not.
         """
         sampled = (PROMPTS, CANDIDATES, SCORED, FATES) if self.config.pairs is None else ()
-        data = GROUPS if self.config.update.rows == "groups" else PAIRS
-        for folder in (*map(self._folder, (*sampled, data)), *self._reference_folders):
+        for folder in (*map(self._folder, (*sampled, made_by(self.config))), *self._reference_folders):
             if folder.path.exists():
                 folder.refuse_changed()
         refuse_changed_model(self.folder / "policy")

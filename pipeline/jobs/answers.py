@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.artifacts import Entry, StageFolder
 from stages.protocols import Reward, Sampler, Weights
@@ -15,7 +16,7 @@ from stages.sample.config import SampleConfig
 from stages.sample.stage import Draw, Dropped, sample
 from stages.score.combine import Moments, Term, with_rewards
 from stages.score.config import PairConfig
-from stages.score.pairing import pair
+from stages.score.pairing.stage import pair
 from stages.score.stage import score
 
 
@@ -111,29 +112,65 @@ def moments_of(entry: Entry, reward: str) -> Moments:
     return Moments(int(count), mean, squares)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairShard:
-    """One shard's pairs and fates."""
+    """One shard's pairs or groups, and fates.
+
+    Attributes:
+        out: for `PAIRS`, or for `GROUPS` with that strategy.
+        seed: the run's.
+        needs_auxiliary, lower_is_better: see `pair`.
+    """
 
     shard: int
     prompts: StageFolder
     candidates: StageFolder
     scored: StageFolder
-    pairs: StageFolder
+    out: StageFolder
     fates: StageFolder
     config: PairConfig
     round: int
+    seed: int
+    needs_auxiliary: bool = False
+    lower_is_better: frozenset[str] = frozenset()
 
     def __call__(self, _state: None) -> Entry:
         inputs = (self.prompts, self.candidates, self.scored)
         entries = [folder.entry(self.shard) for folder in inputs]
         prompts, candidates, scored = (folder.read(self.shard) for folder in inputs)
-        dropped = [Dropped(**drop) for drop in entries[1].drops]
-        pairs, fates = pair(prompts, candidates, scored, dropped, self.config, round=self.round)
+        made, fates = pair(
+            prompts,
+            candidates,
+            scored,
+            [Dropped(**drop) for drop in entries[1].drops],
+            self.config,
+            round=self.round,
+            seed=self.seed,
+            needs_auxiliary=self.needs_auxiliary,
+            lower_is_better=self.lower_is_better,
+        )
         assert fates.num_rows == prompts.num_rows, "every prompt has one fate"
         counts = Counter(fates["fate"].to_pylist())
-        self.pairs.publish(self.shard, pairs, parents=entries, stats={"margin_sum": sum(pairs["margin"].to_pylist())})
+        stats = _group_stats(made) if self.config.strategy == "groups" else pair_stats(made)
+        self.out.publish(self.shard, made, parents=entries, stats=stats)
         return self.fates.publish(self.shard, fates, parents=entries, stats=dict(counts))
+
+
+def pair_stats(pairs: pa.Table) -> dict[str, float]:
+    """What a part's entry says of its pairs: their margins, and how long both sides are in tokens."""
+    lengths = {side: pc.list_value_length(pairs[f"{side}_token_ids"]) for side in ("chosen", "rejected")}
+    return {
+        "margin_sum": sum(pairs["margin"].to_pylist()),
+        "chosen_tokens": sum(lengths["chosen"].to_pylist()),
+        "rejected_tokens": sum(lengths["rejected"].to_pylist()),
+        "chosen_longer": pc.sum(pc.greater(lengths["chosen"], lengths["rejected"])).as_py() or 0,
+    }
+
+
+def _group_stats(groups: pa.Table) -> dict[str, float]:
+    """Of groups: their answers, and how far the best answer's reward is from the worst's."""
+    rewards = groups["rewards"].to_pylist()
+    return {"answers": sum(map(len, rewards)), "spread_sum": sum(found[0] - found[-1] for found in rewards)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,9 +107,154 @@ def reward_names(score: ScoreConfig | None) -> list[str]:
     ]
 
 
-class PairConfig(Settings):
-    """How scored answers become pairs."""
+def costs(score: ScoreConfig | None) -> frozenset[str]:
+    """The names of the rewards that count the other way round: their weight is below 0."""
+    rewards = score.rewards if score else ()
+    return frozenset(name for name, reward in zip(reward_names(score), rewards, strict=True) if reward.weight < 0)
 
-    strategy: Literal["best_worst"] = Field("best_worst", description="highest against lowest reward")
-    min_margin: float = Field(0.0, ge=0, description="in units of the reward; a smaller gap makes no pair")
+
+Strategy = Literal[
+    "best_worst",
+    "all_above",
+    "best_random",
+    "best_second",
+    "top_bottom",
+    "gap_band",
+    "correct_wrong",
+    "mean_minus_2sd",
+    "statistical",
+    "groups",
+]
+
+OWN_SETTINGS: dict[Strategy, dict[str, Any]] = {
+    "best_worst": {},
+    "all_above": {"tau": 1.0, "eta": 0.85},
+    "best_random": {},
+    "best_second": {},
+    "top_bottom": {"k": 2},
+    "gap_band": {"low": None, "high": None, "unit": "reward"},
+    "correct_wrong": {"correct_at": 1.0, "num_pairs": 10},
+    "mean_minus_2sd": {},
+    "statistical": {"beta": 0.5, "num_accepted": 8, "ranking": "first_round"},
+    "groups": {},
+}
+"""What each strategy takes for itself, with the defaults of its paper; None: it has none, and must be given."""
+
+_OF_PAIRS = ("min_margin", "max_length_ratio", "max_pairs", "agreement")  # what `groups` has no use for
+
+
+class PairConfig(Settings):
+    """How scored answers become pairs: a strategy, what it takes, and what holds whatever the strategy.
+
+    Answers with equal texts are always one. `length_penalty` and `truncated` decide which answers there are and what
+    they are worth; `min_margin`, `max_length_ratio` and `agreement` which two of them may make a pair; the strategy
+    chooses among these; `max_pairs` keeps some of its choice.
+    """
+
+    strategy: Strategy = Field(
+        "best_worst", description="the rule; stages/score/pairing/rules.py has one function each"
+    )
     truncated: Literal["drop", "keep"] = Field("drop", description="answers that ended at max_new_tokens")
+    length_penalty: float = Field(
+        0.0, ge=0, description="taken off the reward for each token of the answer, before anything is compared"
+    )
+    min_margin: float = Field(
+        0.0, ge=0, description="in units of the reward, after the length penalty; a smaller gap makes no pair"
+    )
+    max_length_ratio: float | None = Field(
+        None, ge=1, description="the longer answer has at most so many times the shorter one's tokens; null: any"
+    )
+    agreement: bool = Field(
+        False, description="only pairs whose chosen answer every single main reward puts first; fate disagreement"
+    )
+    max_pairs: int | None = Field(None, ge=1, description="of a prompt, drawn among those of the strategy; null: all")
+
+    tau: float | None = Field(None, gt=0, description="all_above: reward units that count as one nat; larger, fewer")
+    eta: float | None = Field(
+        None, gt=0, lt=1, description="all_above: least probability that the chosen answer is the better one"
+    )
+    k: int | None = Field(None, ge=1, description="top_bottom: each of the k best against each of the k worst")
+    low: float | None = Field(None, ge=0, description="gap_band: least gap, in `unit`")
+    high: float | None = Field(None, gt=0, description="gap_band: greatest gap, in `unit`")
+    unit: Literal["reward", "quantile"] | None = Field(
+        None, description="gap_band: of low and high; quantile: of the gaps between the prompt's own answers, 0 to 1"
+    )
+    correct_at: float | None = Field(
+        None, description="correct_wrong: an answer is right from this reward on, before the length penalty"
+    )
+    num_pairs: int | None = Field(None, ge=1, description="correct_wrong: pairs a prompt, at most")
+    beta: float | None = Field(
+        None, gt=0, description="statistical: reward units; small accepts the best only, large accepts at random"
+    )
+    num_accepted: int | None = Field(None, ge=2, description="statistical: answers accepted of a prompt")
+    ranking: Literal["first_round", "tournament"] | None = Field(
+        None, description="statistical: num_accepted / 2 pairs, or the winners against each other too, one fewer pair"
+    )
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The strategy's own settings, those that were not given by default."""
+        defaults = OWN_SETTINGS[self.strategy]
+        return {name: default if (got := getattr(self, name)) is None else got for name, default in defaults.items()}
+
+    def identity(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _taken_by_all(self.strategy)} | self.own
+
+    def of(self, strategy: Strategy) -> PairConfig:
+        """What holds whatever the strategy, for another one.
+
+        Raises:
+            ConfigError: if that one has settings without a default.
+        """
+        if strategy == self.strategy:
+            return self
+        kept = {name: getattr(self, name) for name in _taken_by_all(strategy) if name != "strategy"}
+        return PairConfig(strategy=strategy, **kept)
+
+    @model_validator(mode="after")
+    def _taken_by_the_strategy(self) -> Self:
+        own = OWN_SETTINGS[self.strategy]
+        taken = {*_taken_by_all(self.strategy), *own}
+        for name, field in type(self).model_fields.items():
+            if name not in taken and getattr(self, name) != field.default:
+                raise ConfigError(
+                    name,
+                    wanted=f"a setting that {self.strategy} takes: {', '.join(sorted(taken - {'strategy'}))}",
+                    got=f"{name}: {getattr(self, name)}",
+                    fix=f"leave it out; {_who_takes(name)}",
+                )
+        given = [name for name, default in own.items() if default is None]
+        missing = next((name for name in given if getattr(self, name) is None), None)
+        if missing is not None:
+            raise ConfigError(
+                missing,
+                wanted=f"{' and '.join(given)}, which {self.strategy} has no defaults for",
+                got=f"no {missing}",
+                fix=f"for example --set pair.{missing}=1.0",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_band(self) -> Self:
+        if self.low is None or self.high is None:
+            return self
+        if self.low >= self.high:
+            raise ConfigError(
+                "low", wanted=f"less than pair.high {self.high:g}", got=f"{self.low:g}", fix="exchange the two"
+            )
+        if self.unit == "quantile" and self.high > 1:
+            raise ConfigError(
+                "high", wanted="at most 1, since unit is quantile", got=f"{self.high:g}", fix="write 0.9 for 90%"
+            )
+        return self
+
+
+def _taken_by_all(strategy: Strategy) -> tuple[str, ...]:
+    """The settings that are no strategy's own, and that this one has a use for."""
+    return ("strategy", "truncated", "length_penalty", *(_OF_PAIRS if strategy != "groups" else ()))
+
+
+def _who_takes(name: str) -> str:
+    if name in _OF_PAIRS:
+        return "every strategy but groups takes it"
+    return f"strategy: {next(strategy for strategy, own in OWN_SETTINGS.items() if name in own)} takes it"

@@ -21,7 +21,7 @@ from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, REFERENCE_LOGPS,
 from stages.protocols import Weights
 from stages.sample.stage import Draw, Dropped
 from stages.score.config import PairConfig
-from stages.score.pairing import pair
+from stages.score.pairing.stage import pair
 from stages.seeds import row_id
 from stages.update.rows import answers_of, pair_rows, reference_table
 
@@ -74,7 +74,7 @@ def write_round(run, number, policies, pool):
         too_long = [Dropped(rows[0]["prompt_id"], "prompt_too_long", "900 tokens")] if at else []
         answered = answers(rows[len(too_long) :], start, Draw(0, number, number, "policy"), NUM_ANSWERS)
         scored = rewards(answered, shift=number)
-        pairs, fates = pair(shard, answered, scored, too_long, PairConfig(), round=number)
+        pairs, fates = pair(shard, answered, scored, too_long, PairConfig(), round=number, seed=0)
         logps = {row.response_id: -float(len(row.token_ids)) for row in answers_of(pair_rows([pairs]))}
         logps = reference_table(
             answers_of(pair_rows([pairs])), logps, weights=start, reference="round_start", dtype="float32", round=number
