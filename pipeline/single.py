@@ -32,7 +32,7 @@ def sample_alone(config_file: Path, overrides: Sequence[str], out: Path, *, prom
     with _bench(config_file, overrides, out, needs=("policy",) if prompts else _TO_ASK) as shop:
         asked = _prompts_of_config(shop) if prompts is None else _adopted(shop, {PROMPTS: prompts})[0]
         rnd = _round(shop, [asked])
-        candidates = rnd.sample(asked, rnd.sampling)
+        candidates = rnd.data.sample(asked, rnd.sampling)
         shop.console.text(f"\ncandidates   {candidates.path}\nprompts      {asked.path}")
 
 
@@ -40,7 +40,7 @@ def score_alone(config_file: Path, overrides: Sequence[str], out: Path, *, promp
     """The candidates' rewards."""
     with _bench(config_file, overrides, out, needs=("rewards",)) as shop:
         tables = _adopted(shop, {PROMPTS: prompts, CANDIDATES: candidates})
-        scored = _round(shop, tables).score(*tables)
+        scored = _round(shop, tables).data.score(*tables)
         shop.console.text(f"\nscored   {scored.path}")
 
 
@@ -50,7 +50,7 @@ def pair_alone(
     """Chosen and rejected answers out of scored candidates, and every prompt's fate."""
     with _bench(config_file, overrides, out, needs=()) as shop:
         tables = _adopted(shop, {PROMPTS: prompts, CANDIDATES: candidates, SCORED: scored})
-        pairs = _round(shop, tables).pair(*tables)
+        pairs = _round(shop, tables).data.pair(*tables)
         shop.console.text(f"\npairs   {pairs.path}\nfates   {out / 'fates'}")
 
 
@@ -68,7 +68,7 @@ def update_alone(config_file: Path, overrides: Sequence[str], out: Path, *, pair
             )
         given = _adopted(shop, {GROUPS if update.rows == "groups" else PAIRS: pairs}) if pairs is not None else []
         rnd = _round(shop, given)
-        data = given[0] if given else rnd.ready_pairs()
+        data = given[0] if given else rnd.data.ready_pairs()
         result = rnd.update(rnd.start, data, rnd.reference_logps(data, rnd.references))
         shop.console.text(f"\npolicy   {result.path}   (a Hugging Face folder)\nsteps    {out / 'metrics.jsonl'}")
 
@@ -126,7 +126,7 @@ def _prompts_of_config(shop: Workshop) -> StageFolder:
         evaluation.prepare()
     evaluated = evaluation.prompts if evaluation is not None else None
     read_pool(shop, pool, source, shop.config.for_round(1).prompts, evaluated=evaluated)
-    return Round(shop, 1, _policies(shop), pool=pool, folder=shop.folder, every_prompt=True).draw_prompts()
+    return Round(shop, 1, _policies(shop), pool=pool, folder=shop.folder, every_prompt=True).data.draw_prompts()
 
 
 def _adopted(shop: Workshop, given: Mapping[Contract, Path]) -> list[StageFolder]:
