@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Need = Literal["auxiliary", "value", "stream"]
-"""What an objective may need beside log-probs: auxiliary rewards, a value head, answers drawn from the reference."""
+"""What an objective may need beside log-probs: auxiliary rewards, a value head, answers drawn from the reference.
+
+One that needs a value head has the head's ``value_learning_rate`` among its parameters.
+"""
 
 Logps = Literal["sum", "mean"]
 """How the log-probs of an answer's tokens become one number."""
@@ -157,8 +160,8 @@ class Objective:
         needs: what it needs beside log-probs.
         gated: whether it has a kink at the rejected answer's log-ratio 0, and so the parameter ``gate_floor``.
         starts_at_ln2: whether, with such parameters, the loss is ln 2 where the policy is the reference.
-        params_at: ``params_at(params, step) -> params``, the parameters of optimizer step `step` of the run, counted
-            from 0, where they change with it.
+        params_at: ``params_at(params, step) -> params``, its parameters at an optimizer step, where they change. Steps
+            are counted from 0: over the run where it needs a value head, else over the round.
     """
 
     name: str
@@ -184,10 +187,9 @@ class Loss:
         return [replace(part, weight_B=self.weight * part.weight_B) for part in self.objective.loss(batch, self.params)]
 
     def at(self, step: int) -> Loss:
-        """The same with the parameters of optimizer step `step` of the run, counted from 0."""
-        if self.objective.params_at is None:
-            return self
-        return replace(self, params=self.objective.params_at(self.params, step))
+        """Itself with the parameters that it has at an optimizer step."""
+        change = self.objective.params_at
+        return self if change is None else replace(self, params=change(self.params, step))
 
     @property
     def base(self) -> Loss | None:
@@ -198,11 +200,6 @@ class Loss:
     def beta(self) -> float | None:
         """The strength of the pull towards the reference, where the objective or its base has one."""
         return self.base.beta if self.base is not None else getattr(self.params, "beta", None)
-
-    @property
-    def starts_at_ln2(self) -> bool:
-        """Whether the loss is ln 2 where the policy is the reference."""
-        return self.weight == 1 and self.objective.starts_at_ln2(self.params)
 
     @property
     def gated(self) -> bool:

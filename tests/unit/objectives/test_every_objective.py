@@ -109,16 +109,16 @@ def test_one_term_says_which_answer_the_objective_takes_for_the_better_one(form)
             assert (logit_B.sign() == sign).all()
 
 
+def starts_at_ln2(loss):
+    return loss.objective.starts_at_ln2(loss.params)
+
+
 def test_some_losses_start_at_ln_2_to_the_last_bit():
-    starting = [form for form in FORMS if find_loss(*form).starts_at_ln2]
+    starting = [form for form in FORMS if starts_at_ln2(find_loss(*form))]
     assert {name for name, _ in starting} == {"minor_dpo", "dpo", "dpop", "chi_po", "robust"}
-    for form in starting:
+    assert starts_at_ln2(find_loss("rpo", {"eta": 0.0}))
+    for form in [*starting, ("rpo", {"eta": 0.0})]:
         loss = find_loss(*form)
         batch = random_batch(loss, dtype=torch.float32)
         batch = replace(batch, ref_chosen_RB=batch.chosen_B[None], ref_rejected_RB=batch.rejected_B[None])
         assert (summed(loss(batch)) == torch.tensor(2.0).log()).all()
-
-
-def test_a_weighted_objective_starts_elsewhere():
-    assert find_loss("dpo", {}).starts_at_ln2
-    assert not find_loss("dpo", {}, weight=0.5).starts_at_ln2
