@@ -187,7 +187,7 @@ class Loss:
         return [replace(part, weight_B=self.weight * part.weight_B) for part in self.objective.loss(batch, self.params)]
 
     def at(self, step: int) -> Loss:
-        """The same with the parameters that it has at an optimizer step."""
+        """Itself with the parameters that it has at an optimizer step."""
         change = self.objective.params_at
         return self if change is None else replace(self, params=change(self.params, step))
 
@@ -200,11 +200,6 @@ class Loss:
     def beta(self) -> float | None:
         """The strength of the pull towards the reference, where the objective or its base has one."""
         return self.base.beta if self.base is not None else getattr(self.params, "beta", None)
-
-    @property
-    def starts_at_ln2(self) -> bool:
-        """Whether the loss is ln 2 where the policy is the reference."""
-        return self.weight == 1 and self.objective.starts_at_ln2(self.params)
 
     @property
     def gated(self) -> bool:

@@ -21,7 +21,7 @@ class HPOParams(BasedParams):
     beta_rl: float = Field(0.2, gt=0, description="temperature of the advantage, in reward units")
     tau: float = Field(0.7, gt=0, lt=1, description="the expectile that the value head estimates; 0.5 is the mean")
     value_weight: float = Field(0.1, ge=0, description="weight of the value head's loss")
-    value_learning_rate: float = Field(1e-3, gt=0, description="of the value head's own AdamW")
+    value_learning_rate: float = Field(1e-4, gt=0, description="the value head's own, in AdamW")
     warmup_steps: int = Field(100, ge=0, description="optimizer steps of the run without the actor term")
 
 
@@ -34,7 +34,7 @@ def hpo(batch: Pairs, params: HPOParams) -> list[Term]:
     R is the weighted sum of an answer's auxiliary rewards and V the value head's estimate of it from the prompt. V is a
     constant in the actor term, so that only the last term trains the head.
 
-    [ours] The pairwise base in place of the paper's, and the bounds of the exponent.
+    [ours] The pairwise base in place of the paper's, the bounds of the exponent, and the head's own learning rate.
     """
     assert batch.aux_chosen_B is not None and batch.aux_rejected_B is not None, "hpo needs auxiliary rewards"
     assert batch.value_B is not None, "hpo needs a value head"

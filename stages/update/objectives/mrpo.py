@@ -37,25 +37,33 @@ class MRPOParams(BasedParams):
 
 
 def mrpo(batch: Pairs, params: MRPOParams) -> list[Term]:
-    """The base's terms, each [B], with one effective reference  (arXiv:2405.16388 and its released code).
+    """The base's terms, each [B], against the references' mixture  (arXiv:2405.16388 and its released code).
+
+    The mixture is ``log pi~`` of `mixture`, in nats a sequence.
+    """
+    assert batch.ref_chosen_RB.shape[0] >= 2, "mrpo takes at least two references"
+    chosen_B, rejected_B = mixture(batch.ref_chosen_RB, batch.ref_rejected_RB, eta=params.eta, weights=params.weights)
+    return params.base_loss()(replace(batch, ref_chosen_RB=chosen_B[None], ref_rejected_RB=rejected_B[None]))
+
+
+def mixture(chosen_RB: Tensor, rejected_RB: Tensor, *, eta: float, weights: str) -> tuple[Tensor, Tensor]:
+    """Log-probs of the chosen and the rejected answers under the references' harmonic mixture, each [B].
 
         log pi~(y) = -logsumexp_k(log a_k - log pi_k(y)),   a_k = |c_k| / (sum_j |c_j| + 1e-6),   a_0 = 1 - the others'
         c_k = log pi_k(y_w) - log pi_k(y_l), the confidence of reference k in the pair, in nats
 
-    Reference 0 is the initial policy; the others' log-probs, in nats a sequence, are first clipped to near it.
+    Reference 0 is the initial policy; the others' log-probs are first clipped to near it, the confidences are not.
 
     [ours] For two references the released code lets the confidence in one weigh the other; `as_published` keeps that,
     and for R references takes for a_k the mean confidence in all others, ``(1 - a_k) / (R - 1)``. More than two
     references are ours altogether.
     """
-    assert batch.ref_chosen_RB.shape[0] >= 2, "mrpo takes at least two references"
-    log_a_RB = _weights(batch.ref_chosen_RB, batch.ref_rejected_RB, params.weights).log()
-    chosen_RB, rejected_RB = _near_the_first(batch.ref_chosen_RB, batch.ref_rejected_RB, params.eta)
-    mixed = [-(log_a_RB - logps_RB).logsumexp(0, keepdim=True) for logps_RB in (chosen_RB, rejected_RB)]
-    return params.base_loss()(replace(batch, ref_chosen_RB=mixed[0], ref_rejected_RB=mixed[1]))
+    log_a_RB = _shares(chosen_RB, rejected_RB, weights).log()
+    chosen_RB, rejected_RB = _near_the_first(chosen_RB, rejected_RB, eta)
+    return -(log_a_RB - chosen_RB).logsumexp(0), -(log_a_RB - rejected_RB).logsumexp(0)
 
 
-def _weights(chosen_RB: Tensor, rejected_RB: Tensor, weights: str) -> Tensor:
+def _shares(chosen_RB: Tensor, rejected_RB: Tensor, weights: str) -> Tensor:
     """Every reference's share in the mixture, [R, B], from log-probs that are not clipped."""
     import torch
 

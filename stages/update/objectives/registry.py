@@ -62,6 +62,7 @@ _ELSEWHERE = {
     "sigmoid_norm": "dpo with loss_params.logps mean",
     "cdpo": "dpo with loss_params.label_smoothing",
     "sppo_hard": "sppo",
+    "nca": "nca_pair",
     "rs_dpo": "dpo with pair.strategy all_above",
     "apo": "dpo with momentum 0.3",
 }
