@@ -7,19 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_update import PlainUpdate, plain_logps
 from ranks import on_ranks
 
 from stages.errors import StageError
 from stages.protocols import Weights
-from stages.update.batching import global_batches, token_batch
+from stages.update.batching import token_batch
 from stages.update.config import UpdateConfig
 from stages.update.logps import answer_logps
 from stages.update.model import load_policy, read_weights
 from stages.update.objectives.base import Pairs
-from stages.update.objectives.dpo import DPOParams, dpo
 from stages.update.objectives.minor_dpo import MinorDPOParams, minor_dpo
 from stages.update.rows import PairRow, answers_of
-from stages.update.schedule import learning_rate_at
 
 SEED = 5
 BASE = {"learning_rate": 1e-4, "global_batch_size": 4, "micro_batch_size": 2, "max_grad_norm": 0.5}
@@ -60,43 +59,12 @@ def several(folder: Path, cases: list[tuple[int, dict]]):
 
 
 def plain(folder: Path, count: int, options: dict) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """The same update in plain torch: one pair at a time, no DeepSpeed, no own reference.
-
-    Returns:
-        The weights after it, and each step's gradient norm before clipping.
-    """
-    config = UpdateConfig(**BASE | options)
-    policy, reference = load_policy(folder, dtype="float32"), load_policy(folder, dtype="float32")
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1.0, weight_decay=config.weight_decay)
-    rows, device, norms = some_rows(count), torch.device("cpu"), []
-    batches = list(global_batches(count, size=config.global_batch_size, num_epochs=config.num_train_epochs, seed=SEED))
-    for step, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, len(batches), config)
-        optimizer.zero_grad()
-        for i in batch:
-            row = rows[i]
-            ours, theirs = [
-                torch.cat(
-                    [
-                        answer_logps(model, token_batch([row.prompt_token_ids], [answer]), device)
-                        for answer in (row.chosen_token_ids, row.rejected_token_ids)
-                    ]
-                )
-                for model in (policy, reference)
-            ]
-            theirs = ours.detach() if step == 0 else theirs.detach()
-            ones = torch.ones(1)
-            pairs = Pairs(ours[:1], ours[1:], theirs[None, :1], theirs[None, 1:], ones, ones)
-            terms = (
-                minor_dpo(pairs, MinorDPOParams(gate_floor=1e-3))
-                if config.loss_type == "minor_dpo"
-                else dpo(pairs, DPOParams())
-            )
-            (terms[0].loss_B.sum() / len(batch)).backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm).item())
-        optimizer.step()
-    return {name: p.detach() for name, p in policy.named_parameters()}, norms
+    """The same update in plain torch: the weights after it, and each step's gradient norm before clipping."""
+    rows = some_rows(count)
+    references = [plain_logps(folder, answers_of(rows))]
+    update = PlainUpdate(folder, UpdateConfig(**BASE | options), rows, references, own=0, seed=SEED)
+    norms = [step["grad_norm"] for step in update.run()]
+    return update.weights, norms
 
 
 def difference(a: dict, b: dict, start: dict) -> float:

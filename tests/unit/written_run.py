@@ -166,6 +166,9 @@ def rewards(candidates, *, shift):
     return SCORED.table(row(*found) for found in enumerate(candidates.to_pylist()))
 
 
+SPREAD = {"": 0.0, "/p10": -0.3, "/p50": 0.05, "/p90": 0.4}
+
+
 def step(round, index):
     return {
         "round": round,
@@ -174,6 +177,9 @@ def step(round, index):
         "loss": math.log(2) - 0.1 * index,
         "rewards/chosen": 0.02 * index,
         "rewards/rejected": -0.05 * index,
+        **{f"log_ratios/chosen{at}": 0.2 * index + by for at, by in SPREAD.items()},
+        **{f"log_ratios/rejected{at}": -0.5 * index + by for at, by in SPREAD.items()},
+        "margins/objective": 0.07 * index,
         "rewards/accuracies": float(index > 0),
         "rejected_active": 0.25 * (index == 1),
     }
