@@ -70,9 +70,9 @@ class Run:
             if r.config.type == "model"
         ]
         references = {
-            (weights.path, self.config.policy.pad_token, f"reference: {name}")
+            (weights.path, self.config.policy.pad_token, "reference")
             for sources in self.shop.sources.rounds
-            for name, weights in sources.references.items()
+            for weights in sources.references.values()
         }
         self.shop.crew.tasks.run(
             inputs.CheckTokenizers(policy, list(dict.fromkeys(rewards)), sorted(references))  # type: ignore[arg-type]
