@@ -179,7 +179,9 @@ def _round(number: int, config: Config, survey: Survey, *, finished: bool) -> Ro
     answer = lengths.answer * (_ID_BYTES + _TEXT_BYTES)
     num_generations = config.sample.num_generations if config.pairs is None else 0
     candidates = num_prompts * num_generations
-    pair = lengths.prompt * (_ID_BYTES + _TEXT_BYTES) + 2 * answer
+    most_pairs = num_prompts * (config.pair.most_pairs(num_generations) if config.pairs is None else 1)
+    in_a_row = num_generations if config.pairs is None and config.pair.strategy == "groups" else 2
+    pair = lengths.prompt * (_ID_BYTES + _TEXT_BYTES) + in_a_row * answer
     return RoundOutlook(
         number=number,
         start=_result_of(number - 1),
@@ -188,10 +190,10 @@ def _round(number: int, config: Config, survey: Survey, *, finished: bool) -> Ro
         num_prompts=num_prompts,
         num_generations=num_generations,
         ready_pairs=config.pairs.path if config.pairs is not None else None,
-        most_pairs=num_prompts,
-        most_steps=num_steps(num_prompts, size=update.global_batch_size, num_epochs=update.num_train_epochs),
+        most_pairs=most_pairs,
+        most_steps=num_steps(most_pairs, size=update.global_batch_size, num_epochs=update.num_train_epochs),
         tables_bytes=candidates * (answer + lengths.answer * _LOGP_BYTES + 2 * _ROW_BYTES)
-        + num_prompts * (pair + _ROW_BYTES),
+        + most_pairs * (pair + _ROW_BYTES),
     )
 
 
