@@ -16,7 +16,8 @@ _LISTED = 5  # of the ids that an ambiguous beginning may mean
 def find_prompt(folder: Path, rounds: Mapping[int, Path], given: str) -> tuple[str, str]:
     """The id of the one prompt that `given` leads to, and what `given` names, in words.
 
-    A prompt's id is looked for first, then an answer's, a pair's, a group's; the first kind of which there is one counts.
+    Prompts' ids are looked through first, then answers', pairs' and groups'; the first kind of which there is one
+    counts.
 
     Raises:
         InputError: if there is none, or more than one.

@@ -98,8 +98,10 @@ def _picks(folder: Path, count: int) -> list[tuple[str, list[_Pick]]]:
     ranked = sorted(
         (row for row in found if row["margin"] is not None), key=lambda row: (-row["margin"], row["pair_id"])
     )
-    num_pairs = Counter(row["prompt_id"] for row in ranked)
-    pairs = list({row["prompt_id"]: row for row in reversed(ranked)}.values())[::-1]  # of each prompt, the widest
+    num_pairs, widest = Counter(row["prompt_id"] for row in ranked), dict[str, dict[str, Any]]()
+    for row in ranked:
+        widest.setdefault(row["prompt_id"], row)
+    pairs = list(widest.values())
     best, rest = pairs[:count], pairs[count:]
     smallest, rest = rest[len(rest) - min(count, len(rest)) :][::-1], rest[: max(0, len(rest) - count)]
     drawn = sorted([*rest, *ready], key=lambda row: row["pair_id"])[:count]
@@ -112,7 +114,7 @@ def _picks(folder: Path, count: int) -> list[tuple[str, list[_Pick]]]:
     picked = [
         (
             title,
-            [_Pick(row["prompt_id"], Path(row[FILE]).name, row, "paired", _one_of(num_pairs, row)) for row in found],
+            [_Pick(row["prompt_id"], Path(row[FILE]).name, row, "paired", _told(num_pairs, row)) for row in found],
         )
         for title, found in groups
     ]
@@ -127,7 +129,7 @@ def _picks(folder: Path, count: int) -> list[tuple[str, list[_Pick]]]:
     ]
 
 
-def _one_of(num_pairs: Mapping[str, int], pair: Mapping[str, Any]) -> str:
+def _told(num_pairs: Mapping[str, int], pair: Mapping[str, Any]) -> str:
     """In words, that a prompt made more pairs than the one that is shown, its widest."""
     count = num_pairs.get(pair["prompt_id"], 1)
     return f"the widest of its {count} pairs" if count > 1 else ""

@@ -76,7 +76,8 @@ def _reward(reward: Mapping[str, Any]) -> str:
 
 def _pairing(pair: Mapping[str, Any]) -> str:
     """The strategy, and what differs from doing nothing more."""
-    more = [f"{name} {value}" for name, value in pair.items() if name != "strategy" and value not in (None, False, 0)]
+    plain = {"strategy": pair.get("strategy"), "truncated": "drop"}
+    more = [f"{name} {v}" for name, v in pair.items() if v not in (None, False, 0, plain.get(name))]
     return ", ".join([str(pair.get("strategy", "best_worst")), *more])
 
 
