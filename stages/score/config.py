@@ -180,11 +180,7 @@ class PairConfig(Settings):
         return {name: getattr(self, name) for name in _taken_by_all(self.strategy)} | self.own
 
     def of(self, strategy: Strategy) -> PairConfig:
-        """What holds whatever the strategy, for another one.
-
-        Raises:
-            ConfigError: if that one has settings without a default.
-        """
+        """What holds whatever the strategy, for another one, which has a default for all its own settings."""
         if strategy == self.strategy:
             return self
         kept = {name: getattr(self, name) for name in _taken_by_all(strategy) if name != "strategy"}
