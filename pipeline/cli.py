@@ -74,17 +74,39 @@ def score_command(config: Path, overrides: tuple[str, ...], prompts: Path, candi
 @main.command("pair")
 @_CONFIG
 @_SET
-@_table("prompts")
-@_table("candidates")
-@_table("scored")
-@_OUT
+@_table("prompts", required=False)
+@_table("candidates", required=False)
+@_table("scored", required=False)
+@click.option("--out", type=_TABLES, help="folder for the results")
+@click.option("--preview", is_flag=True, help="show what every strategy would make of them, and write nothing")
+@click.option("--json", "in_json", is_flag=True, help="a preview for machines")
 def pair_command(
-    config: Path, overrides: tuple[str, ...], prompts: Path, candidates: Path, scored: Path, out: Path
+    config: Path,
+    overrides: tuple[str, ...],
+    prompts: Path | None,
+    candidates: Path | None,
+    scored: Path | None,
+    out: Path | None,
+    preview: bool,
+    in_json: bool,
 ) -> None:
-    """Make chosen/rejected pairs of scored candidates by CONFIG's rule."""
+    """Make chosen/rejected pairs, or groups, of scored candidates by CONFIG's rule.
+
+    With --preview, tables may be left out: those of the newest scored round of CONFIG's run are looked at.
+    """
+    named = [path for path in (prompts, candidates, scored) if path is not None]
+    if len(named) < 3 and (named or not preview):
+        raise click.UsageError("--prompts, --candidates and --scored are needed, all three.")
+    if preview:
+        from pipeline.preview import show_preview
+
+        _answer_for(lambda: show_preview(config, overrides, named, in_json=in_json))
+        return
+    if out is None or in_json:
+        raise click.UsageError("Missing option '--out'." if out is None else "--json goes with --preview.")
     from pipeline.single import pair_alone
 
-    _answer_for(lambda: pair_alone(config, overrides, out, prompts=prompts, candidates=candidates, scored=scored))
+    _answer_for(lambda: pair_alone(config, overrides, out, *named))
 
 
 @main.command("update")

@@ -16,7 +16,8 @@ _LISTED = 5  # of the ids that an ambiguous beginning may mean
 def find_prompt(folder: Path, rounds: Mapping[int, Path], given: str) -> tuple[str, str]:
     """The id of the one prompt that `given` leads to, and what `given` names, in words.
 
-    A prompt's id is looked for first, then an answer's, then a pair's; the first kind of which there is one counts.
+    Prompts' ids are looked through first, then answers', pairs' and groups'; the first kind of which there is one
+    counts.
 
     Raises:
         InputError: if there is none, or more than one.
@@ -51,6 +52,7 @@ def _kinds(folder: Path, rounds: Mapping[int, Path], start: str) -> Iterator[tup
             lambda: [path / stage for path in rounds.values() for stage in ("candidates", "evaluation/candidates")],
         ),
         ("pair", "pair_id", lambda: [path / "pairs" for path in rounds.values()]),
+        ("group", "group_id", lambda: [path / "groups" for path in rounds.values()]),
     ]
     for kind, column, places in stages:
         found = {}
@@ -63,5 +65,8 @@ def _kinds(folder: Path, rounds: Mapping[int, Path], start: str) -> Iterator[tup
 
 def _refuse(folder: Path, given: str, got: str, fix: str) -> InputError:
     return InputError(
-        f"{folder}: {given!r}", wanted="the id of a prompt, an answer or a pair, or its beginning", got=got, fix=fix
+        f"{folder}: {given!r}",
+        wanted="the id of a prompt, an answer, a pair or a group, or its beginning",
+        got=got,
+        fix=fix,
     )

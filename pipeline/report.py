@@ -6,6 +6,7 @@ Everything here is read from the run's folder; nothing is remembered.
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,17 @@ def result_table(rounds: list[dict[str, Any]]) -> Table:
             f"{figures['reward']:.2f} ± {figures['reward_se']:.2f}" if figures else "-",
             share(figures["win_rate"], 1) if figures else "-",
             *[_three_decimals(besides.get(name)) for name in more],
-            f"{report['pairs']['num_pairs']:,}" if "pairs" in report else "",
+            rows_made(report),
             f"{update['last']['loss']:.3f}" if update else "",
         )
     return table
+
+
+def rows_made(report: Mapping[str, Any]) -> str:
+    """How many pairs a round trained on, or groups; nothing for the evaluation before the first."""
+    if "groups" in report:
+        return f"{report['groups']['num_groups']:,} groups"
+    return f"{report['pairs']['num_pairs']:,}" if "pairs" in report else ""
 
 
 def _three_decimals(value: float | None) -> str:
@@ -109,7 +117,8 @@ def _text(folder: Path, rounds: list[dict[str, Any]]) -> str:
 
 
 def _round_lines(report: dict[str, Any]) -> list[str]:
-    sample, score, pairs, update = (report.get(key) for key in ("sample", "score", "pairs", "update"))
+    sample, score, update = (report.get(key) for key in ("sample", "score", "update"))
+    pairs = report.get("pairs") or report.get("groups")
     lines = [f"Round {report['round']}"]
     if sample and score:
         lines.append(
@@ -134,6 +143,9 @@ def _pairs_told(pairs: dict[str, Any]) -> str:
     if "fates" not in pairs:
         return f"{pairs['num_pairs']:,} ready pairs from {pairs['num_read']:,} rows"
     fates = ", ".join(f"{fate} {count}" for fate, count in pairs["fates"].items())
+    if "num_groups" in pairs:
+        mean = pairs["num_answers"] / pairs["num_groups"]
+        return f"{pairs['num_groups']:,} groups of {mean:.1f} answers on average; fates: {fates}"
     return f"{pairs['num_pairs']:,} pairs, mean margin {pairs['margin_mean']:.2f}; fates: {fates}"
 
 

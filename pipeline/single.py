@@ -45,13 +45,13 @@ def score_alone(config_file: Path, overrides: Sequence[str], out: Path, *, promp
 
 
 def pair_alone(
-    config_file: Path, overrides: Sequence[str], out: Path, *, prompts: Path, candidates: Path, scored: Path
+    config_file: Path, overrides: Sequence[str], out: Path, prompts: Path, candidates: Path, scored: Path
 ) -> None:
-    """Chosen and rejected answers out of scored candidates, and every prompt's fate."""
+    """Chosen and rejected answers, or groups, out of scored candidates, and every prompt's fate."""
     with _bench(config_file, overrides, out, needs=()) as shop:
         tables = _adopted(shop, {PROMPTS: prompts, CANDIDATES: candidates, SCORED: scored})
-        pairs = _round(shop, tables).data.pair(*tables)
-        shop.console.text(f"\npairs   {pairs.path}\nfates   {out / 'fates'}")
+        made = _round(shop, tables).data.pair(*tables)
+        shop.console.text(f"\n{made.contract.name:<8}{made.path}\nfates   {out / 'fates'}")
 
 
 def update_alone(config_file: Path, overrides: Sequence[str], out: Path, *, pairs: Path | None) -> None:
@@ -139,7 +139,7 @@ def _adopted(shop: Workshop, given: Mapping[Contract, Path]) -> list[StageFolder
     from pipeline.jobs.tables import AdoptTables
 
     published = [StageFolder(path.absolute(), contract) for contract, path in given.items()]
-    if _made_from_one_another(published):
+    if made_from_one_another(published):
         return published
     files = {contract.name: parquet_files(path) for contract, path in given.items()}
     out = [StageFolder(shop.folder / "given" / contract.name, contract) for contract in given]
@@ -153,7 +153,7 @@ def _adopted(shop: Workshop, given: Mapping[Contract, Path]) -> list[StageFolder
     return out
 
 
-def _made_from_one_another(folders: Sequence[StageFolder]) -> bool:
+def made_from_one_another(folders: Sequence[StageFolder]) -> bool:
     """Whether these are published tables, each shard made from the same shard of the one before."""
     entries = [folder.entries() for folder in folders]
     for folder, found in zip(folders, entries, strict=True):

@@ -11,7 +11,9 @@ from pipeline.console import Console
 from pipeline.reading import round_folders
 from pipeline.report import result_table, round_reports
 
-_STAGES = ("prompts", "candidates", "scored", "pairs", "reference_logps", "policy", "evaluation/scored")
+_STAGES = ("prompts", "candidates", "scored", "pairs", "groups", "reference_logps", "policy", "evaluation/scored")
+
+_MADE = ("pairs", "groups")  # a round makes one of the two
 
 
 def show_status(folder: Path) -> None:
@@ -23,10 +25,12 @@ def show_status(folder: Path) -> None:
     rounds = round_folders(folder)
     console, table = Console(), Table(box=None, pad_edge=False, padding=(0, 2))
     table.add_column("")
-    for stage in _STAGES:
+    made = {stage for stage in _MADE if any((path / stage).exists() for path in rounds.values())} or {"pairs"}
+    stages = [stage for stage in _STAGES if stage in made or stage not in _MADE]
+    for stage in stages:
         table.add_column(stage.removesuffix("_logps").removesuffix("/scored"), no_wrap=True)
     for number, path in rounds.items():
-        states = [_state(path / stage) if number or stage.startswith("evaluation") else "" for stage in _STAGES]
+        states = [_state(path / stage) if number or stage.startswith("evaluation") else "" for stage in stages]
         table.add_row(f"round {number}" if number else "before", *states)
     console.table(table)
     if reports := round_reports(folder):

@@ -118,19 +118,21 @@ class _Teller:
             return
         answers = sorted(self._rows(path / "candidates"), key=lambda row: row["sample_index"])
         scored, pairs = self._rewards(path), self._rows(path / "pairs")
-        marks = {pair["chosen_id"]: "CHOSEN" for pair in pairs} | {pair["rejected_id"]: "REJECTED" for pair in pairs}
+        groups, marks = self._rows(path / "groups"), _marks(pairs)
         yield ""
         by = f"   answered by {_policy(answers[0]['policy_version'], answers[0]['policy_round'])}" if answers else ""
         yield f"round {round}{by}"
         for answer in answers:
             key = answer["response_id"]
             yield from self._answer(answer, scored.get(key, {}), marks.get(key, ""))
-        if (path / "fates").exists() or not pairs:
+        if (path / "fates").exists() or not (pairs or groups):
             yield from self._fate(path)
         numbers = {answer["response_id"]: answer["sample_index"] for answer in answers}
         for pair in pairs:
             yield from self._pair(pair, numbers, path)
-        yield from self._update(path, record, bool(pairs))
+        for group in groups:
+            yield from self._group(group, numbers)
+        yield from self._update(path, record, _part(pairs, groups))
 
     def _fate(self, path: Path) -> Iterator[str]:
         found = self._rows(path / "fates")
@@ -166,19 +168,23 @@ class _Teller:
                 name = f"{row['reference']} {_sha(row['weights'])} in {row['dtype']}"
                 yield f"  reference  {name}   {'   '.join(told)}"
 
-    def _update(self, path: Path, record: RoundRecord | None, is_paired: bool) -> Iterator[str]:
-        """What became of the weights, this prompt's pair among what they were trained on or not."""
+    def _group(self, group: Mapping[str, Any], numbers: Mapping[str, int]) -> Iterator[str]:
+        answers = zip(group["response_ids"], group["rewards"], strict=True)
+        told = "   ".join(f"#{numbers.get(response_id, '?')} {reward:.6g}" for response_id, reward in answers)
+        yield f"  group      {group['group_id']}   {len(group['response_ids'])} answers, best first   {told}"
+
+    def _update(self, path: Path, record: RoundRecord | None, part: str) -> Iterator[str]:
+        """What became of the weights; `part` says what they were trained on, and whether this prompt was part of it."""
         manifest = path / "policy" / MANIFEST
         if not manifest.exists():
             yield "  update     not yet"
             return
         made = read_json(manifest)
-        part = "this pair among them" if is_paired else "this prompt not among them"
         update = made.get("update", {})
         start = f"{_sha(record.start.sha256)} -> " if record else ""
         yield (
             f"  update     {start}{_sha(made['sha256'])}   {update.get('num_steps')} steps on "
-            f"{update.get('num_pairs'):,} pairs, {part}"
+            f"{update.get('num_pairs', 0):,} {part}"
         )
         yield f"  decision   {record.decision}: {record.reason}" if record else "  decision   not yet"
 
@@ -218,6 +224,20 @@ class _Teller:
 
     def _rewards(self, path: Path) -> dict[str, dict[str, Any]]:
         return {row["response_id"]: row for row in self._rows(path / "scored")}
+
+
+def _part(pairs: Sequence[Any], groups: Sequence[Any]) -> str:
+    if groups:
+        return "groups, this one among them"
+    if len(pairs) > 1:
+        return f"pairs, these {len(pairs)} among them"
+    return "pairs, this pair among them" if pairs else "pairs, this prompt not among them"
+
+
+def _marks(pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What each paired answer is; with several pairs an answer may be both."""
+    sides = [(pair[f"{side}_id"], side.upper()) for side in ("chosen", "rejected") for pair in pairs]
+    return {key: " and ".join(dict.fromkeys(mark for other, mark in sides if other == key)) for key, _ in sides}
 
 
 def _policy(sha256: str, round: int) -> str:

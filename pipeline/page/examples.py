@@ -6,6 +6,7 @@ in which they lie are read.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class RoundExamples:
 
 @dataclass(frozen=True, slots=True)
 class _Pick:
-    """A prompt that will be shown, its pair (None where it made none), its fate, and the name of its part."""
+    """A prompt that will be shown, one pair of it (None where it made none), its fate, and the name of its part."""
 
     prompt_id: str
     part: str
@@ -94,9 +95,13 @@ def _picks(folder: Path, count: int) -> list[tuple[str, list[_Pick]]]:
     columns = ["pair_id", "prompt_id", "chosen_id", "rejected_id", "margin", FILE]
     found = rows(published_files(folder / "pairs"), columns=columns)
     ready = [row for row in found if row["margin"] is None]  # pairs that came without rewards
-    pairs = sorted(
+    ranked = sorted(
         (row for row in found if row["margin"] is not None), key=lambda row: (-row["margin"], row["pair_id"])
     )
+    num_pairs, widest = Counter(row["prompt_id"] for row in ranked), dict[str, dict[str, Any]]()
+    for row in ranked:
+        widest.setdefault(row["prompt_id"], row)
+    pairs = list(widest.values())
     best, rest = pairs[:count], pairs[count:]
     smallest, rest = rest[len(rest) - min(count, len(rest)) :][::-1], rest[: max(0, len(rest) - count)]
     drawn = sorted([*rest, *ready], key=lambda row: row["pair_id"])[:count]
@@ -107,16 +112,35 @@ def _picks(folder: Path, count: int) -> list[tuple[str, list[_Pick]]]:
     )
     groups = [("Largest margins", best), ("Smallest margins", smallest), ("Drawn at random", drawn)]
     picked = [
-        (title, [_Pick(row["prompt_id"], Path(row[FILE]).name, row, "paired", "") for row in found])
+        (
+            title,
+            [_Pick(row["prompt_id"], Path(row[FILE]).name, row, "paired", _told(num_pairs, row)) for row in found],
+        )
         for title, found in groups
     ]
     without = sorted(unpaired, key=lambda row: row["prompt_id"])[:count]
     return [
         *picked,
+        ("Groups, drawn at random", _grouped(folder, count)),
         (
             "Without a pair, drawn at random",
             [_Pick(row["prompt_id"], Path(row[FILE]).name, None, row["fate"], row["detail"]) for row in without],
         ),
+    ]
+
+
+def _told(num_pairs: Mapping[str, int], pair: Mapping[str, Any]) -> str:
+    """In words, that a prompt made more pairs than the one that is shown, its widest."""
+    count = num_pairs.get(pair["prompt_id"], 1)
+    return f"the widest of its {count} pairs" if count > 1 else ""
+
+
+def _grouped(folder: Path, count: int) -> list[_Pick]:
+    """Prompts whose answers train as a group; best and worst are seen by their rewards."""
+    found = rows(published_files(folder / "groups"), columns=["group_id", "prompt_id", "response_ids", FILE])
+    return [
+        _Pick(row["prompt_id"], Path(row[FILE]).name, None, "paired", f"a group of {len(row['response_ids'])} answers")
+        for row in sorted(found, key=lambda row: row["group_id"])[:count]
     ]
 
 

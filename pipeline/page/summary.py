@@ -45,6 +45,7 @@ def facts(settings: Mapping[str, Any], num_settled: int, asked: int | None) -> l
         told += [
             ("prompts", f"{prompts.get('path')}, {prompts.get('per_round'):,} a round"),
             ("candidates", f"{sample.get('num_generations')} a prompt, temperature {sample.get('temperature')}"),
+            ("pairing", _pairing(settings.get("pair") or {})),
         ]
     if score:
         told.append(("rewards", ", ".join(map(_reward, score.get("rewards", [])))))
@@ -73,6 +74,13 @@ def _reward(reward: Mapping[str, Any]) -> str:
     return f"{name} ({reward.get('role')})"
 
 
+def _pairing(pair: Mapping[str, Any]) -> str:
+    """The strategy, and what differs from doing nothing more."""
+    plain = {"strategy": pair.get("strategy"), "truncated": "drop"}
+    more = [f"{name} {v}" for name, v in pair.items() if v not in (None, False, 0, plain.get(name))]
+    return ", ".join([str(pair.get("strategy", "best_worst")), *more])
+
+
 def _evaluated_on(evaluate: Mapping[str, Any] | None) -> str:
     if not evaluate:
         return "nothing"
@@ -86,14 +94,15 @@ def _evaluated_on(evaluate: Mapping[str, Any] | None) -> str:
 def headline(reports: Sequence[Report], result_round: int | None) -> str:
     """The result in one sentence; `result_round` made the policy that the run stands behind."""
     evaluated = {r["round"]: r["evaluate"] for r in reports if finite(r.get("evaluate", {}).get("reward")) is not None}
-    num_pairs = sum(report.get("pairs", {}).get("num_pairs", 0) for report in reports)
+    made = {name: sum(report.get(name, {}).get(f"num_{name}", 0) for report in reports) for name in ("pairs", "groups")}
     last = result_round if result_round in evaluated else max(evaluated, default=None)
     if last is None or 0 not in evaluated:
         trained = max((report["round"] for report in reports), default=0)
         if not trained:
             return "No round is settled yet."
         rounds = "One round" if trained == 1 else f"{trained} rounds"
-        return f"{rounds} on {num_pairs:,} pairs; nothing was evaluated, so whether the policy got better is not known."
+        rows = " and ".join(f"{count:,} {name}" for name, count in made.items() if count) or "0 pairs"
+        return f"{rounds} on {rows}; nothing was evaluated, so whether the policy got better is not known."
     before, after = evaluated[0], evaluated[last]
     if not last:
         return f"No round is settled yet; before the first, the reward is {number(before['reward'])} {_over(before)}."
@@ -164,6 +173,7 @@ def round_table(reports: Sequence[Report]) -> RoundTable:
         "KL, nats": [_figure(report.get("evaluate", {}).get("kl")) for report in reports],
         "given texts, nats a token": [_figure(report.get("evaluate", {}).get("texts_nll")) for report in reports],
         "pairs": [_count(report.get("pairs", {}).get("num_pairs")) for report in reports],
+        "groups": [_count(report.get("groups", {}).get("num_groups")) for report in reports],
         "mean margin": [_figure(report.get("pairs", {}).get("margin_mean")) for report in reports],
         "steps": [_count(report.get("update", {}).get("num_steps")) for report in reports],
         "last loss": [_figure(report.get("update", {}).get("last", {}).get("loss")) for report in reports],
@@ -212,7 +222,9 @@ class Fates:
 def fates(reports: Sequence[Report]) -> Fates:
     """The fates that occurred, ``paired`` first."""
     counted = [
-        (report["round"], report["pairs"]["fates"]) for report in reports if report.get("pairs", {}).get("fates")
+        (report["round"], found["fates"])
+        for report in reports
+        if (found := report.get("pairs") or report.get("groups") or {}).get("fates")
     ]
     known = ("paired", *(fate for fate in get_args(Fate) if fate != "paired"))
     others = sorted({fate for _, found in counted for fate in found} - set(known))

@@ -120,9 +120,10 @@ def _rows(outlook: Outlook) -> str:
         return "none: no round"
     most = max(outlook.rounds, key=lambda found: (found.num_prompts * found.num_generations, found.most_pairs))
     candidates = most.num_prompts * most.num_generations
+    paired = candidates if most.made == "groups" else 2 * most.most_pairs
     return (
         f"a round at most: {most.num_prompts:,} prompts, {candidates:,} candidates with rewards, "
-        f"{most.most_pairs:,} pairs, {2 * most.most_pairs:,} reference log-probs"
+        f"{most.most_pairs:,} {most.made}, {min(paired, candidates or paired):,} reference log-probs"
     )
 
 

@@ -39,7 +39,8 @@ class RoundOutlook:
         reference: what the objective refers to, in words.
         ready_pairs: where they come from, if none are sampled.
         finished: it is settled already.
-        most_pairs, most_steps: upper bounds.
+        made: what it makes of the candidates: pairs or groups.
+        most_pairs, most_steps: upper bounds; of groups, where it makes these.
         tables_bytes: of its tables, at most and roughly.
     """
 
@@ -51,6 +52,7 @@ class RoundOutlook:
     num_prompts: int
     num_generations: int
     ready_pairs: str | None
+    made: str
     most_pairs: int
     most_steps: int
     tables_bytes: int
@@ -66,7 +68,7 @@ class RoundOutlook:
             )
         return (
             f"samples {self.num_prompts:,} prompts x {self.num_generations} answers from {self.sampling}, "
-            f"makes at most {self.most_pairs:,} pairs, and trains "
+            f"makes at most {self.most_pairs:,} {self.made}, and trains "
             f"{'it' if self.start == self.sampling else self.start} on them in at most {self.most_steps:,} steps, "
             f"against {self.reference}"
         )
@@ -183,7 +185,9 @@ def _round(number: int, config: Config, survey: Survey, *, finished: bool) -> Ro
     num_generations = config.sample.num_generations if config.pairs is None else 0
     candidates = num_prompts * num_generations
     sampling = _onward(number, config)
-    pair = lengths.prompt * (_ID_BYTES + _TEXT_BYTES) + 2 * answer
+    most_pairs = num_prompts * (config.pair.most_pairs(num_generations) if config.pairs is None else 1)
+    made = "groups" if config.pairs is None and config.pair.strategy == "groups" else "pairs"
+    pair = lengths.prompt * (_ID_BYTES + _TEXT_BYTES) + (num_generations if made == "groups" else 2) * answer
     return RoundOutlook(
         number=number,
         sampling=sampling,
@@ -193,10 +197,11 @@ def _round(number: int, config: Config, survey: Survey, *, finished: bool) -> Ro
         num_prompts=num_prompts,
         num_generations=num_generations,
         ready_pairs=config.pairs.path if config.pairs is not None else None,
-        most_pairs=num_prompts,
-        most_steps=num_steps(num_prompts, size=update.global_batch_size, num_epochs=update.num_train_epochs),
+        made=made,
+        most_pairs=most_pairs,
+        most_steps=num_steps(most_pairs, size=update.global_batch_size, num_epochs=update.num_train_epochs),
         tables_bytes=candidates * (answer + lengths.answer * _LOGP_BYTES + 2 * _ROW_BYTES)
-        + num_prompts * (pair + _ROW_BYTES),
+        + most_pairs * (pair + _ROW_BYTES),
     )
 
 

@@ -201,15 +201,26 @@ class PairConfig(Settings):
         return {name: getattr(self, name) for name in _taken_by_all(self.strategy)} | self.own
 
     def of(self, strategy: Strategy) -> PairConfig:
-        """What holds whatever the strategy, for another one.
-
-        Raises:
-            ConfigError: if that one has settings without a default.
-        """
+        """What holds whatever the strategy, for another one, which has a default for all its own settings."""
         if strategy == self.strategy:
             return self
         kept = {name: getattr(self, name) for name in _taken_by_all(strategy) if name != "strategy"}
         return PairConfig(strategy=strategy, **kept)
+
+    def most_pairs(self, num_answers: int) -> int:
+        """The most pairs, or groups, that a prompt with so many answers can make."""
+        if self.strategy in ("all_above", "gap_band"):
+            most = num_answers * (num_answers - 1) // 2
+        elif self.strategy == "top_bottom":
+            most = min(self.own["k"], num_answers // 2) ** 2
+        elif self.strategy == "correct_wrong":
+            most = min(self.own["num_pairs"], num_answers**2 // 4)
+        elif self.strategy == "statistical":
+            accepted = min(self.own["num_accepted"], num_answers)
+            most = accepted // 2 if self.own["ranking"] == "first_round" else accepted - 1
+        else:
+            most = 1
+        return min(most, self.max_pairs or most)
 
     @model_validator(mode="after")
     def _taken_by_the_strategy(self) -> Self:

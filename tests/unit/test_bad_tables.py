@@ -15,7 +15,7 @@ from pipeline.artifacts import StageFolder
 from pipeline.export import export_pairs
 from pipeline.jobs.tables import AdoptTables
 from pipeline.report import show_page
-from pipeline.single import _made_from_one_another, parquet_files
+from pipeline.single import made_from_one_another, parquet_files
 from pipeline.status import show_status
 from pipeline.trace import show_trace
 from stages.contracts import CANDIDATES, PAIRS, PROMPTS, SCORED
@@ -116,9 +116,9 @@ def test_good_tables_are_taken_whatever_the_order_of_their_rows(tables, tmp_path
 def test_published_tables_of_two_rounds_are_not_taken_for_those_of_one(run):
     first, second = run / "round-0001", run / "round-0002"
     mixed = [StageFolder(first / "prompts", PROMPTS), StageFolder(second / "candidates", CANDIDATES)]
-    assert not _made_from_one_another(mixed)
-    assert _made_from_one_another([StageFolder(first / "pairs", PAIRS)])
-    assert not _made_from_one_another([StageFolder(run / "nothing", PAIRS)])
+    assert not made_from_one_another(mixed)
+    assert made_from_one_another([StageFolder(first / "pairs", PAIRS)])
+    assert not made_from_one_another([StageFolder(run / "nothing", PAIRS)])
 
 
 def test_paths_that_hold_no_table(tmp_path):
