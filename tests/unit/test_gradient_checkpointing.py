@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import on_ranks
-from test_trainer import BASE, SEED, some_rows
+from trainer_cases import BASE, SEED, some_rows
 
 from stages.errors import ConfigError
 from stages.protocols import Weights

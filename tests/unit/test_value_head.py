@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 from ranks import on_ranks
 from safetensors.torch import load_file
-from test_trainer import BASE, SEED
-from test_trainer_objectives import VALUED, rows_of
+from trainer_cases import BASE, SEED, VALUED, rows_of
 
 from stages.errors import InputError, StageError
 from stages.protocols import Weights
@@ -102,6 +101,7 @@ def two_rounds(policy_folder, tmp_path_factory):
     return out, on_ranks(2, rounds, policy_folder, out)[0]
 
 
+@pytest.mark.slow
 def test_the_head_lies_beside_the_policy_and_never_in_it(two_rounds):
     out, _ = two_rounds
     names = [sorted(path.name for path in (out / name / "policy").iterdir()) for name in ("dpo", "first")]
@@ -110,6 +110,7 @@ def test_the_head_lies_beside_the_policy_and_never_in_it(two_rounds):
     assert not (out / "dpo" / "value_head").exists()
 
 
+@pytest.mark.slow
 def test_a_round_goes_on_with_the_heads_steps_and_so_with_its_warm_up(two_rounds):
     out, steps = two_rounds
     counts = [int(state_of(out / name)["num_steps"]) for name in ("first", "second", "anew")]
@@ -123,6 +124,7 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "value_head" / "value_head.safetensors")
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_head_stays_float32_and_nearly_where_it_would_be(two_rounds):
     out, _ = two_rounds
     wanted = state_of(out / "first")["weight"]
@@ -149,6 +151,7 @@ def refused(folder: Path, changes: list[dict]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_missing_and_infinite_auxiliary_rewards_are_refused(policy_folder):
     changes = [{"aux_rejected": None}, {"aux_chosen": float("inf")}]
     ((missing, infinite),) = on_ranks(1, refused, policy_folder, changes)
