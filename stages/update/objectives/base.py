@@ -14,14 +14,14 @@ from stages.settings import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+Logps = Literal["sum", "mean"]
+"""How the log-probs of an answer's tokens become one number."""
+
 Need = Literal["auxiliary", "value", "stream"]
 """What an objective may need beside log-probs: auxiliary rewards, a value head, answers drawn from the reference.
 
 One that needs a value head has the head's ``value_learning_rate`` among its parameters.
 """
-
-Logps = Literal["sum", "mean"]
-"""How the log-probs of an answer's tokens become one number."""
 
 
 @dataclass(frozen=True, slots=True)
