@@ -133,10 +133,16 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
             lines.append(f"  checked  engine and trainer differ by {report['engine_gap']:.0e} nats a token")
         lines.append(
             f"  updated  {update['num_steps']} steps, loss {first['loss']:.4f} -> {last['loss']:.4f}, "
-            f"reward margin {first['rewards/margins']:.3f} -> {last['rewards/margins']:.3f}; in the last step "
-            f"{share(last['rejected_active'], 1)} of the rejected answers stood above their reference"
+            f"reward margin {first['rewards/margins']:.3f} -> {last['rewards/margins']:.3f}"
+            + _rejected_told(last.get("rejected_active"))
         )
     return [*lines, f"  {report['decision']}: {report['reason']}", ""]
+
+
+def _rejected_told(active: float | None) -> str:
+    if active is None:
+        return ""
+    return f"; in the last step {share(active, 1)} of the rejected answers stood above their reference"
 
 
 def _pairs_told(pairs: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from conftest import Prefloop
 from stages.update.objectives.registry import OBJECTIVES
 from stages.weights import weights_sha256
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 OWN = """
 from stages.settings import Settings
@@ -81,7 +81,7 @@ def outcome(prefloop, policy_folder, tmp_path_factory):
         "rounds": [way for _, way in ROUNDS],
     }
     (folder / "objectives.yaml").write_text(yaml.safe_dump(config))
-    result = Prefloop(prefloop.runs).run(config=folder / "objectives.yaml")
+    result = Prefloop(prefloop.runs).run(config=folder / "objectives.yaml", timeout_s=900)
     return result, prefloop.runs / "objectives"
 
 
