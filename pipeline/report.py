@@ -131,11 +131,13 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
         first, last = update["first"], update["last"]
         if "engine_gap" in report:
             lines.append(f"  checked  engine and trainer differ by {report['engine_gap']:.0e} nats a token")
-        lines.append(
-            f"  updated  {update['num_steps']} steps, loss {first['loss']:.4f} -> {last['loss']:.4f}, "
-            f"reward margin {first['rewards/margins']:.3f} -> {last['rewards/margins']:.3f}; in the last step "
-            f"{share(last['rejected_active'], 1)} of the rejected answers stood above their reference"
-        )
+        told = f"  updated  {update['num_steps']} steps, loss {first['loss']:.4f} -> {last['loss']:.4f}"
+        if "rewards/margins" in first and "rejected_active" in last:  # of pairs; groups have neither
+            told += (
+                f", reward margin {first['rewards/margins']:.3f} -> {last['rewards/margins']:.3f}; in the last step "
+                f"{share(last['rejected_active'], 1)} of the rejected answers stood above their reference"
+            )
+        lines.append(told)
     return [*lines, f"  {report['decision']}: {report['reason']}", ""]
 
 

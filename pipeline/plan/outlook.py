@@ -66,8 +66,8 @@ class RoundOutlook:
             )
         return (
             f"samples {self.num_prompts:,} prompts x {self.num_generations} answers from {self.start}, "
-            f"makes at most {self.most_pairs:,} {self.made}, trains it on them in at most {self.most_steps:,} steps, "
-            f"against {self.reference}"
+            f"makes at most {self.most_pairs:,} {self.made}, "
+            f"and trains it on them in at most {self.most_steps:,} steps, against {self.reference}"
         )
 
 
