@@ -61,6 +61,7 @@ def _check_on_policy(config: Config) -> None:
         raise ConfigError(
             "sample.num_generations", wanted="2 or more answers a prompt, to choose from", got="1", fix="8 is usual"
         )
+    config.pair.refuse_idle(config.sample.num_generations)
 
 
 def _check_offline(config: Config) -> None:

@@ -198,7 +198,10 @@ def _readable(error: ValidationError, file: Path, *, under: str = "") -> ConfigE
     if first["type"] == "missing":
         return ConfigError(f"{file}: {key}", wanted="a value", got="nothing", fix=f"add it, or --set {key}=…{more}")
     where, change = (f"{file}: {key}", f"--set {key}=…") if key else (str(file), "--set")
-    return ConfigError(where, wanted=_in_words(first), got=got, fix=f"change it in the file, or with {change}{more}")
+    known = re.findall(r"'([^']+)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
+    near = difflib.get_close_matches(str(first["input"]), known, n=1, cutoff=0.5)
+    fix = (f"did you mean {near[0]}? " if near else "") + f"change it in the file, or with {change}{more}"
+    return ConfigError(where, wanted=_in_words(first), got=got, fix=fix)
 
 
 _FORMS = {

@@ -74,6 +74,7 @@ class Outcome:
     why_not: str = ""
     longer: int = 0
     tokens: int = 0
+    most_answers: int = 0
     margins: array[float] = field(default_factory=lambda: array("d"))
     group_sizes: array[int] = field(default_factory=lambda: array("q"))
     fates: Counter[str] = field(default_factory=Counter)
@@ -86,8 +87,16 @@ class Outcome:
     def num_made(self) -> int:
         return len(self.margins) + len(self.group_sizes)
 
-    def add(self, choice: Choice, lengths: Mapping[str, int]) -> None:
-        """One more prompt, whose answers have these lengths in tokens."""
+    @property
+    def remark(self) -> str:
+        """What makes the figures mean less than they seem to."""
+        own = self.config.own if self.config else {}
+        accepts_all = own.get("num_accepted", 0) >= self.most_answers > 0
+        return "accepts every answer" if accepts_all else ""
+
+    def add(self, choice: Choice, num_answers: int, lengths: Mapping[str, int]) -> None:
+        """One more prompt with so many answers, among those with these lengths in tokens."""
+        self.most_answers = max(self.most_answers, num_answers)
         self.fates[choice.fate if isinstance(choice, Drop) else "paired"] += 1
         if isinstance(choice, Group):
             self.group_sizes.append(len(choice.response_ids))
@@ -106,6 +115,7 @@ class Outcome:
             "of_config": self.is_configs_own,
             "settings": self.config.identity() if self.config else None,
             "why_not": self.why_not,
+            "remark": self.remark,
             "num_prompts": self.num_prompts,
             "num_prompts_paired": self.fates["paired"],
             "num_pairs": num_pairs,
@@ -130,8 +140,8 @@ def preview(folders: Sequence[StageFolder], config: Config, *, round: int) -> li
         lengths = {answer.response_id: answer.num_tokens for answer in shard.answers}
         for outcome in outcomes:
             if outcome.config is not None:
-                for _, _, choice in choices_of(shard, dropped, outcome.config, round=round, seed=config.run.seed):
-                    outcome.add(choice, lengths)
+                for _, answers, choice in choices_of(shard, dropped, outcome.config, round=round, seed=config.run.seed):
+                    outcome.add(choice, len(answers), lengths)
     return outcomes
 
 
@@ -202,6 +212,7 @@ def _cells(figures: Mapping[str, Any]) -> list[str]:
     if figures["num_groups"]:
         made = f"{figures['num_groups']:,} groups of {figures['group_size_mean']:.1f}"
     margins = (figures["margin_mean"], *figures["margin_quantiles"].values())
+    dropped = [f"{fate} {count:,}" for fate, count in figures["fates"].items() if fate != "paired"]
     tokens, longer = figures["chosen_less_rejected_tokens"], figures["chosen_longer"]
     return [
         made,
@@ -209,5 +220,5 @@ def _cells(figures: Mapping[str, Any]) -> list[str]:
         *("-" if value is None else f"{value:.2f}" for value in margins),
         "-" if tokens is None else f"{tokens:+.1f}",
         "-" if longer is None else share(longer, 1),
-        "  ".join(f"{fate} {count:,}" for fate, count in figures["fates"].items() if fate != "paired") or "none",
+        "  ".join(filter(None, [*dropped, figures["remark"]])) or "none",
     ]

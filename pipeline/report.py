@@ -131,18 +131,13 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
         first, last = update["first"], update["last"]
         if "engine_gap" in report:
             lines.append(f"  checked  engine and trainer differ by {report['engine_gap']:.0e} nats a token")
-        lines.append(
-            f"  updated  {update['num_steps']} steps, loss {first['loss']:.4f} -> {last['loss']:.4f}, "
-            f"reward margin {first['rewards/margins']:.3f} -> {last['rewards/margins']:.3f}"
-            + _rejected_told(last.get("rejected_active"))
-        )
+        told = f"  updated  {update['num_steps']} steps, loss {first['loss']:.4f} -> {last['loss']:.4f}"
+        if "rewards/margins" in last:
+            told += f", reward margin {first['rewards/margins']:.3f} -> {last['rewards/margins']:.3f}"
+        if (active := last.get("rejected_active")) is not None:
+            told += f"; in the last step {share(active, 1)} of the rejected answers stood above their reference"
+        lines.append(told)
     return [*lines, f"  {report['decision']}: {report['reason']}", ""]
-
-
-def _rejected_told(active: float | None) -> str:
-    if active is None:
-        return ""
-    return f"; in the last step {share(active, 1)} of the rejected answers stood above their reference"
 
 
 def _pairs_told(pairs: dict[str, Any]) -> str:

@@ -151,7 +151,7 @@ class PairShard:
         )
         assert fates.num_rows == prompts.num_rows, "every prompt has one fate"
         counts = Counter(fates["fate"].to_pylist())
-        stats = _group_stats(made) if self.config.strategy == "groups" else pair_stats(made)
+        stats = group_stats(made) if self.config.strategy == "groups" else pair_stats(made)
         self.out.publish(self.shard, made, parents=entries, stats=stats)
         return self.fates.publish(self.shard, fates, parents=entries, stats=dict(counts))
 
@@ -167,7 +167,7 @@ def pair_stats(pairs: pa.Table) -> dict[str, float]:
     }
 
 
-def _group_stats(groups: pa.Table) -> dict[str, float]:
+def group_stats(groups: pa.Table) -> dict[str, float]:
     """Of groups: their answers, and how far the best answer's reward is from the worst's."""
     rewards = groups["rewards"].to_pylist()
     return {"answers": sum(map(len, rewards)), "spread_sum": sum(found[0] - found[-1] for found in rewards)}

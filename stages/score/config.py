@@ -222,6 +222,27 @@ class PairConfig(Settings):
             most = 1
         return min(most, self.max_pairs or most)
 
+    def refuse_idle(self, num_answers: int) -> None:
+        """Refuse a strategy that so many answers a prompt leave nothing to do.
+
+        Raises:
+            ConfigError: with both numbers.
+        """
+        if self.strategy == "statistical" and self.own["num_accepted"] >= num_answers:
+            raise ConfigError(
+                "pair.num_accepted",
+                wanted=f"fewer than sample.num_generations {num_answers}, so that some answers are rejected",
+                got=str(self.own["num_accepted"]),
+                fix="RSO accepts 8 of 64: raise sample.num_generations, or lower pair.num_accepted",
+            )
+        if self.strategy == "top_bottom" and self.own["k"] > num_answers // 2:
+            raise ConfigError(
+                "pair.k",
+                wanted=f"at most half of sample.num_generations {num_answers}",
+                got=str(self.own["k"]),
+                fix=f"at most {num_answers // 2}",
+            )
+
     @model_validator(mode="after")
     def _taken_by_the_strategy(self) -> Self:
         own = OWN_SETTINGS[self.strategy]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from pipeline import figures
@@ -14,16 +16,16 @@ from pipeline.artifacts import StageFolder
 from pipeline.config_file import load_config
 from pipeline.evaluate import evaluation_figures
 from pipeline.files import write_json
+from pipeline.jobs.answers import group_stats, pair_stats
 from pipeline.lineage import Lineage, RoundRecord, describe
 from pipeline.model_folders import close_model
 from pipeline.run_folder import write_config
-from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED
+from stages.contracts import CANDIDATES, FATES, GROUPS, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED
 from stages.protocols import Weights
 from stages.sample.stage import Draw, Dropped
-from stages.score.config import PairConfig
 from stages.score.pairing.stage import pair
 from stages.seeds import row_id
-from stages.update.rows import answers_of, pair_rows, reference_table
+from stages.update.rows import answers_of, candidate_answers, pair_rows, reference_table
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -50,7 +52,9 @@ def write_run(folder: Path, *overrides: str, rounds: int = 2) -> Path:
     policies += [Weights(run / f"round-{n:04d}/policy", row_id("weights", n) * 2, n) for n in range(1, rounds + 1)]
     lineage = Lineage(run / "run.json")
     for number, policy in enumerate(policies):
-        report = write_round(run, number, policies, pool) if number else {"decision": "first", "reason": "the start"}
+        report = {"decision": "first", "reason": "the start"}
+        if number:
+            report = write_round(run, number, policies, pool, config.for_round(number).pair)
         report["evaluate"] = write_evaluation(run, number, policy, held_out)
         write_json(run / f"round-{number:04d}" / "report.json", {"round": number} | report)
         if number:
@@ -61,37 +65,40 @@ def write_run(folder: Path, *overrides: str, rounds: int = 2) -> Path:
     return run
 
 
-def write_round(run, number, policies, pool):
+def write_round(run, number, policies, pool, rule):
     """Draw, answer, score, pair and update, each published; the round's report but for its evaluation."""
     folder, start = run / f"round-{number:04d}", policies[number - 1]
     drawn = PROMPTS.table(row | {"round": number} for row in pool.to_pylist())
-    stages = {c.name: StageFolder(folder / c.name, c) for c in (PROMPTS, CANDIDATES, SCORED, PAIRS, FATES)}
+    made_of_it = GROUPS if rule.strategy == "groups" else PAIRS
+    stages = {c.name: StageFolder(folder / c.name, c) for c in (PROMPTS, CANDIDATES, SCORED, made_of_it, FATES)}
     refs = StageFolder(folder / "reference_logps", REFERENCE_LOGPS)
     made: dict[str, list] = {name: [] for name in [*stages, "reference_logps"]}
+    drops = []
     for at in range(0, drawn.num_rows, SHARD_SIZE):
         shard = drawn.slice(at, SHARD_SIZE)
         rows = shard.to_pylist()
         too_long = [Dropped(rows[0]["prompt_id"], "prompt_too_long", "900 tokens")] if at else []
         answered = answers(rows[len(too_long) :], start, Draw(0, number, number, "policy"), NUM_ANSWERS)
         scored = rewards(answered, shift=number)
-        pairs, fates = pair(shard, answered, scored, too_long, PairConfig(), round=number, seed=0)
-        logps = {row.response_id: -float(len(row.token_ids)) for row in answers_of(pair_rows([pairs]))}
-        logps = reference_table(
-            answers_of(pair_rows([pairs])), logps, weights=start, reference="round_start", dtype="float32", round=number
-        )
+        drops.append([asdict(drop) for drop in too_long])
+        pairs, fates = pair(shard, answered, scored, too_long, rule, round=number, seed=0)
+        paired = candidate_answers(shard, answered) if made_of_it is GROUPS else answers_of(pair_rows([pairs]))
+        logps = {row.response_id: -float(len(row.token_ids)) for row in paired}
+        logps = reference_table(paired, logps, weights=start, reference="round_start", dtype="float32", round=number)
         for name, table in zip(made, (shard, answered, scored, pairs, fates, logps), strict=True):
             made[name].append(table)
     for name, stage in (stages | {"reference_logps": refs}).items():
-        publish(stage, made[name], sums="margin" if name == "pairs" else None)
-    found = figures.paired(stages["pairs"].entries(), [])
-    fates = [fate for table in made["fates"] for fate in table["fate"].to_pylist()]
-    found |= {"num_prompts": len(fates), "fates": {fate: fates.count(fate) for fate in dict.fromkeys(fates)}}
+        stats = {"pairs": pair_stats, "groups": group_stats, "fates": fate_stats}.get(name)
+        publish(stage, made[name], stats=stats, drops=drops if name == "candidates" else None)
+    summed = figures.grouped if made_of_it is GROUPS else figures.paired
+    found = summed(stages[made_of_it.name].entries(), stages["fates"].entries())
+    num_made = sum(table.num_rows for table in made[made_of_it.name])
     steps = [step(number, index) for index in range(NUM_STEPS)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(found) + "\n" for found in steps))
-    update = {"num_steps": NUM_STEPS, "num_pairs": found["num_pairs"], "first": steps[0], "last": steps[-1]}
+    update = {"num_steps": NUM_STEPS, "num_pairs": num_made, "first": steps[0], "last": steps[-1]}
     (folder / "policy").mkdir()
     close_model(folder / "policy", {}, sha256=policies[number].sha256, master_sha256=None, update=update)
-    return {"decision": "promote", "reason": "every result is", "pairs": found, "update": update}
+    return {"decision": "promote", "reason": "every result is", made_of_it.name: found, "update": update}
 
 
 def write_evaluation(run, number, policy, held_out):
@@ -104,11 +111,15 @@ def write_evaluation(run, number, policy, held_out):
     return evaluation_figures([scored], list(first.read_all()))
 
 
-def publish(stage, tables, *, sums=None):
+def publish(stage, tables, *, stats=None, drops=None):
     stage.begin({})
     for shard, table in enumerate(tables):
-        stage.publish(shard, table, stats={f"{sums}_sum": sum(table[sums].to_pylist())} if sums else {})
+        stage.publish(shard, table, stats=stats(table) if stats else {}, drops=drops[shard] if drops else ())
     stage.close(len(tables))
+
+
+def fate_stats(fates):
+    return dict(Counter(fates["fate"].to_pylist()))
 
 
 def prompts(name, count, *, round):
