@@ -128,6 +128,18 @@ class StageFolder:
         """A hash of the published parts' hashes: what a result made from them goes by."""
         return hashlib.sha256("".join(entry.sha256 for entry in self.entries()).encode()).hexdigest()
 
+    def claim(self) -> str:
+        """A hash of what the folder's result is made from: known before its parts are."""
+        return hashlib.sha256((self.path / _FINGERPRINT).read_bytes()).hexdigest()
+
+    def drop_stale(self, sources: Sequence[StageFolder]) -> None:
+        """Take back the parts that were made from others than `sources` hold now, or are about to make again."""
+        for entry in self.entries():
+            made_from = (source.entry_or_none(entry.shard) for source in sources)
+            if not all(found is not None and found.sha256 in entry.parents for found in made_from):
+                self._entry_file(entry.shard).unlink()
+                (self.path / MANIFEST).unlink(missing_ok=True)
+
     def refuse_damaged(self) -> None:
         """Check that every published part is there in its full length (its bytes are checked when it is read).
 
@@ -164,6 +176,10 @@ class StageFolder:
 
     def entry(self, shard: int) -> Entry:
         return Entry(**read_json(self._entry_file(shard)))
+
+    def entry_or_none(self, shard: int) -> Entry | None:
+        """A part's entry, if it is published."""
+        return self.entry(shard) if self._entry_file(shard).exists() else None
 
     def publish(
         self,

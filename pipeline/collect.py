@@ -9,10 +9,12 @@ from pipeline import figures
 from pipeline.artifacts import StageFolder
 from pipeline.evaluation import one_answer
 from pipeline.jobs import inputs
-from pipeline.pairing import nothing_made, pair_round
+from pipeline.pairing import nothing_made, paired, pairing
 from pipeline.pools import read_pairs
 from pipeline.round_context import RoundContext
-from stages.contracts import PAIRS, PROMPTS, SCORED
+from pipeline.stage import Done, Stage, StageFlow, run_stage
+from pipeline.workshop import is_standardised
+from stages.contracts import CANDIDATES, PAIRS, PROMPTS, SCORED
 from stages.errors import StageError
 from stages.protocols import Weights
 from stages.sample.stage import Draw
@@ -45,16 +47,30 @@ class Collector:
     def collect(self, policy: Weights) -> StageFolder:
         """Sample with `policy`, score and pair, or take ready pairs; the pairs, or groups, as a handle on their shards.
 
+        Sampling, scoring and pairing run side by side: a shard is scored, and paired, as soon as it is there. Rewards
+        that are standardised over the whole round keep pairing waiting for the last one.
+
         Raises:
             StageError: if too many answers have no finite reward, all rewards are equal, or there is no pair.
         """
-        if self._at.config.pairs is not None:
+        at = self._at
+        if at.config.pairs is not None:
             return self.ready_pairs()
         prompts = self.draw_prompts()
-        candidates = self.sample(prompts, policy)
-        if "stream" in self._at.config.update.needs:
+        sampling = self._sampling(prompts, policy)
+        sampling.claim()
+        (candidates,) = sampling.outputs
+        scoring = self._scoring(prompts, candidates)
+        scoring.claim()
+        (first,) = scoring.outputs
+        stages, ends = [sampling, scoring], [self._sampled, lambda done: self._scored(scoring, done)]
+        if not is_standardised(at.sources.rewards):
+            stages.append(pairing(at.shop, at.folder, prompts, candidates, first, at.config, round=at.number))
+            ends.append(lambda done: self._paired(stages[2], done))
+        StageFlow(stages, told=lambda place, done: ends[place](done)).run(at.shop.console)
+        if "stream" in at.config.update.needs:
             self.sample_reference(prompts)
-        return self.pair(prompts, candidates, self.score(prompts, candidates))
+        return stages[2].outputs[0] if len(stages) > 2 else self.pair(prompts, candidates, at.table(SCORED))
 
     def ready_pairs(self) -> StageFolder:
         """The pairs that the config names."""
@@ -85,12 +101,19 @@ class Collector:
 
     def sample(self, prompts: StageFolder, policy: Weights) -> StageFolder:
         """Candidates of a policy."""
-        draw = Draw(self._at.config.run.seed, self._at.number, self._at.number, POLICY_STREAM)
-        candidates, done = self._at.shop.sample(self._at.folder, prompts, policy, self._at.config, draw)
+        stage = self._sampling(prompts, policy)
+        self._sampled(run_stage(stage, self._at.shop.console))
+        return stage.outputs[0]
+
+    def _sampling(self, prompts: StageFolder, policy: Weights) -> Stage:
+        at = self._at
+        draw = Draw(at.config.run.seed, at.number, at.number, POLICY_STREAM)
+        return at.shop.sampling(at.folder, prompts, policy, at.config, draw)
+
+    def _sampled(self, done: Done) -> None:
         self._at.figures["sample"] = found = figures.sampled(done.entries)
         made_now = done.made / len(done.entries)
         self._at.tell("sample", figures.sampled_line(found, done.seconds, made_now=made_now), done)
-        return candidates
 
     def sample_reference(self, prompts: StageFolder) -> None:
         """One answer of the reference to each prompt, which the objective is told to keep likely."""
@@ -106,26 +129,36 @@ class Collector:
 
     def score(self, prompts: StageFolder, candidates: StageFolder) -> StageFolder:
         """The candidates' rewards."""
-        scored, done = self._at.shop.score(
-            self._at.folder, prompts, candidates, self._at.config, self._at.sources.rewards, round=self._at.number
-        )
-        self._at.figures["score"] = spread = figures.scored(done.entries)
+        stage = self._scoring(prompts, candidates)
+        return self._scored(stage, run_stage(stage, self._at.shop.console))
+
+    def _scoring(self, prompts: StageFolder, candidates: StageFolder) -> Stage:
+        at = self._at
+        return at.shop.scoring(at.folder, prompts, candidates, at.config, at.sources.rewards, round=at.number)
+
+    def _scored(self, stage: Stage, done: Done) -> StageFolder:
+        at = self._at
+        scored, done = at.shop.scored(stage, done, at.folder, at.config, at.sources.rewards, round=at.number)
+        at.figures["score"] = spread = figures.scored(done.entries)
         self._refuse_equal_rewards(spread, scored)
-        self._at.tell("score", figures.scored_line(spread, done.seconds), done)
+        at.tell("score", figures.scored_line(spread, done.seconds), done)
         return scored
 
     def pair(self, prompts: StageFolder, candidates: StageFolder, scored: StageFolder) -> StageFolder:
         """Rejection sampling: the pairs, or the groups, and every prompt's fate."""
-        paired = pair_round(
-            self._at.shop, self._at.folder, prompts, candidates, scored, self._at.config, round=self._at.number
-        )
-        self._at.figures[paired.made.contract.name] = paired.figures
-        if not paired.num_made:
-            unscaled = StageFolder(self._at.folder / "unscaled", SCORED)
-            self._refuse(paired.made, paired.fates, candidates, scored, unscaled)
-            raise nothing_made(paired, self._at.figures.get("score"), round=self._at.number)
-        self._at.tell("pair", paired.line, paired.done)
-        return paired.made
+        at = self._at
+        stage = pairing(at.shop, at.folder, prompts, candidates, scored, at.config, round=at.number)
+        return self._paired(stage, run_stage(stage, at.shop.console))
+
+    def _paired(self, stage: Stage, done: Done) -> StageFolder:
+        at, found = self._at, paired(stage, done)
+        at.figures[found.made.contract.name] = found.figures
+        if not found.num_made:
+            folders = (at.table(CANDIDATES), at.table(SCORED), StageFolder(at.folder / "unscaled", SCORED))
+            self._refuse(found.made, found.fates, *folders)
+            raise nothing_made(found, at.figures.get("score"), round=at.number)
+        at.tell("pair", found.line, done)
+        return found.made
 
     def _refuse(self, *tables: StageFolder) -> None:
         """Let results give way that nothing can be built on; a watched file's round is given up."""

@@ -9,7 +9,7 @@ from pipeline import figures
 from pipeline.artifacts import StageFolder
 from pipeline.config import Config
 from pipeline.jobs.answers import PairShard
-from pipeline.stage import Done
+from pipeline.stage import Done, Stage
 from pipeline.workshop import Workshop
 from stages.contracts import FATES, GROUPS, PAIRS, Contract
 from stages.errors import StageError
@@ -45,7 +45,7 @@ def made_by(config: Config) -> Contract:
     return GROUPS if config.pairs is None and config.pair.strategy == "groups" else PAIRS
 
 
-def pair_round(
+def pairing(
     shop: Workshop,
     folder: Path,
     prompts: StageFolder,
@@ -54,7 +54,7 @@ def pair_round(
     config: Config,
     *,
     round: int,
-) -> Paired:
+) -> Stage:
     """The pairs, or the groups, in ``folder/pairs`` or ``folder/groups``, and every prompt's fate.
 
     Where the update trains on auxiliary rewards, an answer without them is of no use.
@@ -63,8 +63,8 @@ def pair_round(
     made, fates = (StageFolder(folder / contract.name, contract) for contract in (made_by(config), FATES))
     seed, lower_is_better = config.run.seed, costs(config.score) if config.pair.agreement else frozenset[str]()
     fingerprint = {
-        "scored": scored.digest(),
-        "candidates": candidates.digest(),
+        "scored": scored.claim(),
+        "candidates": candidates.claim(),
         "pair": config.pair.identity(),
         "seed": seed,
         "needs_auxiliary": needs_auxiliary,
@@ -86,26 +86,37 @@ def pair_round(
             lower_is_better=lower_is_better,
         )
 
-    done = shop.run_stage(
-        "pair", [made, fates], fingerprint, len(prompts.entries()), lambda missing: [job(shard) for shard in missing]
+    return Stage(
+        "pair",
+        [made, fates],
+        fingerprint,
+        len(prompts.entries()),
+        lambda missing: [job(shard) for shard in missing],
+        lambda _: shop.crew.tasks,
+        made_from=[prompts, candidates, scored],
     )
+
+
+def paired(stage: Stage, done: Done) -> Paired:
+    """What a finished `pairing` has made."""
+    made, fates = stage.outputs
     summed = figures.grouped if made.contract is GROUPS else figures.paired
     return Paired(made, fates, summed(made.entries(), done.entries), done)
 
 
-def nothing_made(paired: Paired, scores: figures.Figures | None, *, round: int) -> StageError:
+def nothing_made(found: Paired, scores: figures.Figures | None, *, round: int) -> StageError:
     """The refusal of a round without a row to train on.
 
     Args:
         scores: the round's `figures.scored`, where it scored the candidates itself.
     """
-    found, kind = paired.figures, paired.made.contract.name.removesuffix("s")
-    fates = ", ".join(f"{fate} {count}" for fate, count in found["fates"].items())
+    counts, kind = found.figures, found.made.contract.name.removesuffix("s")
+    fates = ", ".join(f"{fate} {count}" for fate, count in counts["fates"].items())
     spread = f"\nrewards from {scores['min']:.6g} to {scores['max']:.6g}" if scores and scores["num_scored"] else ""
     return StageError(
         f"round {round}: pair",
         wanted=f"at least one {kind} to train on",
-        got=f"none from {found['num_prompts']} prompts: {fates}{spread}",
+        got=f"none from {counts['num_prompts']} prompts: {fates}{spread}",
         fix="gap_too_small: lower pair.min_margin; all_truncated: raise sample.max_new_tokens; "
         "duplicate_answers or tied: raise sample.temperature or sample.num_generations; "
         "disagreement: pair.agreement=false; no_pair_by_rule: see the details in the table of fates, and "

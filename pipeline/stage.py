@@ -1,11 +1,17 @@
-"""One way to run a stage: skip what is published, do what is missing, close the manifest, keep the time."""
+"""How stages run: what is published is skipped, what is missing is done, manifests are closed, the time is kept.
+
+Stages that follow one another run side by side, each shard going on as soon as it is published.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cluster.flow import Flow, Step, StepFailed
+from cluster.mapper import Workers
 from pipeline.artifacts import Entry, StageFolder
 from pipeline.console import Bar, Console, Stopwatch
 from stages.errors import PrefloopError
@@ -26,8 +32,9 @@ class Stage:
         outputs: the folders it fills; the jobs return entries of the last one.
         fingerprint: what decides its result.
         num_shards: how many parts each output has.
-        jobs: from missing shards to jobs.
-        workers: starts, or gives, whoever runs them and may move the bar; not called when nothing is missing.
+        jobs: from missing shards to jobs, one for each in a flow.
+        workers: starts, or gives, whoever runs them; not called when nothing is missing.
+        made_from: the tables of whose parts each of its parts is made.
     """
 
     name: str
@@ -35,12 +42,47 @@ class Stage:
     fingerprint: Mapping[str, Any]
     num_shards: int
     jobs: Callable[[list[int]], Sequence[Callable[..., Any]]]
-    workers: Callable[[Bar], Mapper]
+    workers: Callable[[Bar | None], Any]
+    made_from: Sequence[StageFolder] = ()
+
+    def claim(self) -> None:
+        """Claim the outputs: what is made from them may now be named by `StageFolder.claim`.
+
+        Raises:
+            FingerprintError: if a folder holds a result made from something else.
+        """
+        for output in self.outputs:
+            output.begin(self.fingerprint)
+
+    def begin(self) -> list[int]:
+        """Claim the outputs and find the shards that are missing.
+
+        Raises:
+            FingerprintError: if a folder holds a result made from something else.
+            ContractError: if a published part is missing or cut.
+        """
+        self.claim()
+        for output in self.outputs:
+            output.refuse_damaged()
+            output.drop_stale(self.made_from)
+        return sorted({shard for output in self.outputs for shard in output.missing(self.num_shards)})
+
+    def end(self) -> list[Entry]:
+        """Close the outputs' manifests; the entries of the last."""
+        for output in self.outputs:
+            if not output.is_closed():
+                output.close(self.num_shards)
+        return self.outputs[-1].entries()
+
+    def refuse(self, reason: str) -> None:
+        """Mended inputs or settings make it anew, equal ones go on."""
+        for output in self.outputs:
+            output.refuse(reason)
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A finished stage: the entries of its last output, the seconds that it took now, and whether it did anything."""
+    """A finished stage: the entries of its last output, the seconds that it took now, and how many shards it made."""
 
     entries: list[Entry]
     seconds: float
@@ -50,18 +92,14 @@ class Done:
 def run_stage(stage: Stage, console: Console) -> Done:
     """Make every missing shard of a stage and close its manifests.
 
-    What a job refuses leaves the stage refused: mended inputs or settings make it anew, equal ones go on.
+    What a job refuses leaves the stage refused.
 
     Raises:
         FingerprintError: if a folder holds a result made from something else.
         ContractError: if a published part is missing or cut.
         PrefloopError: what a job refuses.
     """
-    for output in stage.outputs:
-        output.begin(stage.fingerprint)
-        output.refuse_damaged()
-    watch = Stopwatch()
-    missing = sorted({shard for output in stage.outputs for shard in output.missing(stage.num_shards)})
+    watch, missing = Stopwatch(), stage.begin()
     if missing:
         with console.bar(f"{stage.name}: starting", total=len(missing)) as bar:
             try:
@@ -69,23 +107,100 @@ def run_stage(stage: Stage, console: Console) -> Done:
                     bar.say(stage.name)
                     bar.advance(1)
             except PrefloopError as error:
-                for output in stage.outputs:
-                    output.refuse(error.where)
+                stage.refuse(error.where)
                 raise
-    for output in stage.outputs:
-        if not output.is_closed():
-            output.close(stage.num_shards)
-    return Done(stage.outputs[-1].entries(), watch.seconds, len(missing))
+    return Done(stage.end(), watch.seconds, len(missing))
 
 
-def by_group(start: Callable[[], Any], *, total: float | None) -> Callable[[Bar], Mapper]:
+class StageFlow:
+    """Stages that follow one another, under way side by side.
+
+    Args:
+        stages: each made from the one before it; all of their workers are pools or tasks.
+        told: called as each stage ends, in their order, with its place.
+
+    Raises:
+        PrefloopError: what a stage's `begin` refuses.
+    """
+
+    def __init__(self, stages: Sequence[Stage], *, told: Callable[[int, Done], object]) -> None:
+        self._stages, self._told = stages, told
+        self._missing = [stage.begin() for stage in stages]
+        self._left = [len(found) for found in self._missing]
+        self._began: dict[int, float] = {}
+        self._ended = [time.monotonic()] * len(stages)
+        self._closed = 0
+        self._flow = Flow(
+            [
+                Step(self._starter(place), dict(zip(found, stage.jobs(found), strict=True)))
+                for place, (stage, found) in enumerate(zip(stages, self._missing, strict=True))
+            ]
+        )
+
+    @property
+    def is_done(self) -> bool:
+        return self._closed == len(self._stages)
+
+    def run(self, console: Console) -> None:
+        """Go on to the end of all. Raises as `pump`."""
+        with console.bar("starting", total=sum(self._left)) as bar:
+            while not self.is_done:
+                if (name := self.pump()) is not None:
+                    bar.say(name)
+                    bar.advance(1)
+
+    def pump(self, *, timeout_s: float | None = None) -> str | None:
+        """Go on until a shard is done, at most so long; the name of its stage.
+
+        Raises:
+            PrefloopError: what a job or `told` refuses; its stage is left refused, and those after it.
+        """
+        try:
+            self._close_ended()
+            finished = None if self.is_done else self._flow.pump(timeout_s=timeout_s)
+            if finished is None:
+                return None
+            self._left[finished.step] -= 1
+            self._ended[finished.step] = time.monotonic()
+            self._close_ended()
+            return self._stages[finished.step].name
+        except StepFailed as failed:
+            self._stop(failed.step, failed.error)
+            raise failed.error from None
+        except BaseException as error:
+            self._stop(self._closed - 1, error)
+            raise
+
+    def _stop(self, place: int, error: BaseException) -> None:
+        """Let go of all that is under way, since a stage failed."""
+        self._flow.stop()
+        if isinstance(error, PrefloopError):
+            for stage in self._stages[max(0, place) :]:
+                stage.refuse(error.where)
+
+    def _close_ended(self) -> None:
+        while self._closed < len(self._stages) and not self._left[self._closed]:
+            place = self._closed
+            seconds = self._ended[place] - self._began.get(place, self._ended[place])
+            self._closed += 1
+            self._told(place, Done(self._stages[place].end(), seconds, len(self._missing[place])))
+
+    def _starter(self, place: int) -> Callable[[], Workers]:
+        def start() -> Workers:
+            self._began[place] = time.monotonic()
+            return self._stages[place].workers(None)  # type: ignore[no-any-return]
+
+        return start
+
+
+def by_group(start: Callable[[], Any], *, total: float | None) -> Callable[[Bar | None], Mapper]:
     """The training group in the place of a mapper: jobs one after another, each on all ranks.
 
     Args:
         start: gives the group, started now if need be.
         total: what its reports count up to.
     """
-    return lambda bar: _OneByOne(start(), lambda done: bar.at(done, total))
+    return lambda bar: _OneByOne(start(), lambda done: bar.at(done, total) if bar is not None else None)
 
 
 class _OneByOne:

@@ -40,13 +40,43 @@ class Workshop:
         fingerprint: Mapping[str, Any],
         num_shards: int,
         jobs: Callable[[list[int]], Sequence[Callable[..., Any]]],
-        workers: Callable[[Bar], Mapper] | None = None,
+        workers: Callable[[Bar | None], Mapper] | None = None,
     ) -> Done:
         """See `run_stage`; stateless tasks do it where no `workers` are named."""
         stage = Stage(name, outputs, fingerprint, num_shards, jobs, workers or (lambda _: self.crew.tasks))
         return run_stage(stage, self.console)
 
     # ---- sample -----------------------------------------------------------------------------------------------------
+
+    def sampling(
+        self,
+        folder: Path,
+        prompts: StageFolder,
+        weights: Weights,
+        config: Config,
+        draw: Draw,
+        *,
+        how: SampleConfig | None = None,
+    ) -> Stage:
+        """Candidates of a policy, in ``folder/candidates``; sampled as `how` says, else as the config does."""
+        out, how = StageFolder(folder / "candidates", CANDIDATES), how or config.sample
+        fingerprint = {
+            "prompts": prompts.digest(),
+            "policy": weights.sha256,
+            "dtype": config.policy.dtype,
+            "seed": draw.run_seed,
+            "stream": draw.stream,
+            "sample": how.identity(),
+        }
+        return Stage(
+            "sample",
+            [out],
+            fingerprint,
+            len(prompts.entries()),
+            lambda missing: [jobs.SampleShard(i, prompts, out, weights, how, draw) for i in missing],
+            lambda _: self.crew.samplers(config),
+            made_from=[prompts],
+        )
 
     def sample(
         self,
@@ -58,28 +88,33 @@ class Workshop:
         *,
         how: SampleConfig | None = None,
     ) -> tuple[StageFolder, Done]:
-        """Candidates of a policy, in ``folder/candidates``; sampled as `how` says, else as the config does."""
-        out, how = StageFolder(folder / "candidates", CANDIDATES), how or config.sample
-        num_shards = len(prompts.entries())
-        fingerprint = {
-            "prompts": prompts.digest(),
-            "policy": weights.sha256,
-            "dtype": config.policy.dtype,
-            "seed": draw.run_seed,
-            "stream": draw.stream,
-            "sample": how.identity(),
-        }
-        done = self.run_stage(
-            "sample",
-            [out],
-            fingerprint,
-            num_shards,
-            lambda missing: [jobs.SampleShard(i, prompts, out, weights, how, draw) for i in missing],
-            lambda _: self.crew.samplers(config),
-        )
-        return out, done
+        """`sampling`, done."""
+        stage = self.sampling(folder, prompts, weights, config, draw, how=how)
+        return stage.outputs[0], run_stage(stage, self.console)
 
     # ---- score ------------------------------------------------------------------------------------------------------
+
+    def scoring(
+        self,
+        folder: Path,
+        prompts: StageFolder,
+        candidates: StageFolder,
+        config: Config,
+        rewards: Sequence[RewardSource],
+        *,
+        round: int,
+    ) -> Stage:
+        """The candidates' rewards, in ``folder/scored``; in ``folder/unscaled`` where some are to be standardised."""
+        first = StageFolder(folder / ("unscaled" if is_standardised(rewards) else "scored"), SCORED)
+        return Stage(
+            "score",
+            [first],
+            {"candidates": candidates.claim(), "rewards": [source.identity() for source in rewards]},
+            len(prompts.entries()),
+            lambda missing: [jobs.ScoreShard(i, prompts, candidates, first, round) for i in missing],
+            lambda _: self.crew.scorers(config, rewards),
+            made_from=[prompts, candidates],
+        )
 
     def score(
         self,
@@ -92,27 +127,37 @@ class Workshop:
         round: int,
         scaled_by: Path | None = None,
     ) -> tuple[StageFolder, Done]:
-        """The candidates' rewards, in ``folder/scored``.
-
-        Standardised rewards take two passes: as they are into ``folder/unscaled``, then less the mean and by the
-        deviation over all of `folder`'s answers, or over those of the folder `scaled_by`.
+        """`scoring`, done, and what is to be standardised standardised.
 
         Raises:
             StageError: if too many answers have no finite reward.
         """
-        standardised = [source.name for source in rewards if source.config.scale == "zscore"]
-        num_shards = len(prompts.entries())
-        first = StageFolder(folder / ("unscaled" if standardised else "scored"), SCORED)
-        done = self.run_stage(
-            "score",
-            [first],
-            {"candidates": candidates.digest(), "rewards": [source.identity() for source in rewards]},
-            num_shards,
-            lambda missing: [jobs.ScoreShard(i, prompts, candidates, first, round) for i in missing],
-            lambda _: self.crew.scorers(config, rewards),
-        )
+        stage = self.scoring(folder, prompts, candidates, config, rewards, round=round)
+        done = run_stage(stage, self.console)
+        return self.scored(stage, done, folder, config, rewards, round=round, scaled_by=scaled_by)
+
+    def scored(
+        self,
+        scoring: Stage,
+        done: Done,
+        folder: Path,
+        config: Config,
+        rewards: Sequence[RewardSource],
+        *,
+        round: int,
+        scaled_by: Path | None = None,
+    ) -> tuple[StageFolder, Done]:
+        """What a scoring has come to, in ``folder/scored``.
+
+        Standardised rewards take a second pass: less the mean and by the deviation over all of `folder`'s answers, or
+        over those of the folder `scaled_by`.
+
+        Raises:
+            StageError: if too many answers have no finite reward.
+        """
+        (first,) = scoring.outputs
         self._refuse_missing_rewards(done.entries, first, config, round)
-        if not standardised:
+        if not is_standardised(rewards):
             return first, done
         basis = StageFolder(scaled_by / "unscaled", SCORED) if scaled_by is not None else first
         out, terms = StageFolder(folder / "scored", SCORED), scaled_terms(rewards, basis.entries())
@@ -120,7 +165,7 @@ class Workshop:
             "score",
             [out],
             {"unscaled": first.digest(), "terms": [[t.name, t.weight, t.mean, t.deviation] for t in terms]},
-            num_shards,
+            scoring.num_shards,
             lambda missing: [jobs.SumShard(i, first, out, tuple(terms)) for i in missing],
         )
         return out, Done(scaled.entries, done.seconds + scaled.seconds, done.made or scaled.made)
@@ -138,6 +183,11 @@ class Workshop:
                 got=f"{errors:,} of {errors + scored:,} answers without one",
                 fix="look at the reward on its own: NaN, infinity, None, or answers longer than its context",
             )
+
+
+def is_standardised(rewards: Sequence[RewardSource]) -> bool:
+    """Whether a reward can only be summed once all answers have it."""
+    return any(source.config.scale == "zscore" for source in rewards)
 
 
 def scaled_terms(rewards: Sequence[RewardSource], entries: Sequence[Entry]) -> list[Term]:
