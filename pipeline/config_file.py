@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import NAME, ROUND_SECTIONS, Config
+from pipeline.config import ROUND_SECTIONS, Config
+from pipeline.sections import NAME
 from stages.errors import ConfigError
 
 _TAGS = ("model", "function")  # of the rewards' union
@@ -39,12 +42,23 @@ def load_config(file: Path, overrides: Sequence[str] = ()) -> Config:
                 got=f"{file.stem!r}, after the file",
                 fix=f"--set run.name={name}, or another name for the file",
             )
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise _readable(error, file) from None
-    _check_rounds(config, file)
+    with _importable(file.absolute().parent):
+        try:
+            config = Config.model_validate(values)
+        except ValidationError as error:
+            raise _readable(error, file) from None
+        _check_rounds(config, file)
     return config
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let a user's own objectives be found beside the config while it is checked."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 class _Loader(yaml.SafeLoader):
@@ -102,19 +116,24 @@ def _first_finding(error: yaml.YAMLError) -> str:
 
 
 def _check_rounds(config: Config, file: Path) -> None:
-    """Refuse entries of a list of rounds that cannot be applied."""
-    for number, entry in enumerate(() if isinstance(config.rounds, int) else config.rounds, start=1):
-        where = f"rounds.{number - 1}"
+    """Refuse what cannot hold in single rounds: entries of a list of rounds, numbers by round."""
+    entries = () if isinstance(config.rounds, int) else config.rounds
+    for number, entry in enumerate(entries, start=1):
         for key in entry:
             if key not in ROUND_SECTIONS:
                 near = difflib.get_close_matches(key, ROUND_SECTIONS, n=1)
                 hint = f"did you mean {near[0]}?" if near else "write sections, for example {update: {beta: 0.05}}"
                 wanted = f"overrides of {', '.join(ROUND_SECTIONS)}"
-                raise ConfigError(f"{file}: {where}", wanted=wanted, got=repr(key), fix=hint)
+                raise ConfigError(f"{file}: rounds.{number - 1}", wanted=wanted, got=repr(key), fix=hint)
+    for number in range(1, config.num_entries + 1):
+        under = f"rounds.{number - 1}" if number <= len(entries) and entries[number - 1] else f"round {number}"
         try:
             config.for_round(number)
         except ValidationError as error:
-            raise _readable(error, file, under=where) from None
+            raise _readable(error, file, under=under) from None
+        except ConfigError as error:
+            where = f"{file}: {under}.{error.where}"
+            raise ConfigError(where, wanted=error.wanted, got=error.got, fix=error.fix) from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

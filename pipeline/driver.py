@@ -10,7 +10,7 @@ def align(run: Run) -> Weights:
     """Align the run's policy, round by round; what is published already is not done again."""
     run.evaluate_first()
     for rnd in run.unfinished_rounds():
-        data = rnd.collect(rnd.start)  # sample -> score -> pair, shard by shard; a handle, not tables
+        data = rnd.collect(rnd.sampling)  # sample -> score -> pair, shard by shard; a handle, not tables
         references = rnd.reference_logps(data, rnd.references)
         result = rnd.update(rnd.start, data, references)
         run.settle(rnd, result, rnd.evaluate(result))  # fixes the next round's start and references

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from pipeline import figures
 from pipeline.artifacts import StageFolder
-from pipeline.config import Config, EvaluateConfig
+from pipeline.config import Config
 from pipeline.figures import Figures
 from pipeline.jobs import answers, inputs, training
 from pipeline.pools import read_prompts
 from pipeline.prompts import HeldOut
+from pipeline.sections import EvaluateConfig
 from pipeline.stage import by_group
 from pipeline.workshop import Workshop
 from stages.contracts import PROMPTS, REFERENCE_LOGPS, SCORED, TEXTS

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import models
-from pipeline.artifacts import StageFolder
+from pipeline.artifacts import MANIFEST, StageFolder
 from pipeline.console import Console
 from pipeline.files import read_json
 from pipeline.reading import run_settings
@@ -30,7 +30,8 @@ def export_pairs(run: Path, *, kind: str, rounds: Sequence[int], out: Path | Non
 
     Other trainers close every answer: TRL appends the EOS to a text. An answer that was cut at max_new_tokens, or that
     a text of sample.stop ended, has none, and its log-prob is not that of the closed answer. Both ``ref_…`` columns are
-    null for a pair with such an answer: leave these rows out, or let the trainer compute the columns.
+    null for a pair with such an answer: leave these rows out, or let the trainer compute the columns. So are they for
+    a round whose objective takes no reference.
 
     Raises:
         InputError: if there is no such run, a round without finished pairs, or an ending that is not known.
@@ -62,7 +63,8 @@ def export_pairs(run: Path, *, kind: str, rounds: Sequence[int], out: Path | Non
     console.text(f"{table.num_rows:,} pairs of {len(folders)} rounds   {target}")
     if num_open := table["ref_chosen_logps"].null_count:
         why = (
-            "one of their answers does not end in an EOS, which other trainers append"
+            "their objective takes no reference, or one of their answers does not end in an EOS, which other trainers "
+            "append"
             if ends is not None
             else "no tokenizer of the policy is here, to see which answers end in an EOS"
         )
@@ -102,9 +104,16 @@ def _lack(folder: Path) -> str | None:
     num_parts = len(pairs.entries())
     if not pairs.is_closed() or not num_parts or pairs.missing(num_parts):
         return "its pairs are not finished"
+    if _takes_no_reference(folder):
+        return None
     if not logps.is_closed() or logps.missing(num_parts):
         return "its reference_logps are not finished" if logps.path.is_dir() else "no reference_logps yet"
     return None
+
+
+def _takes_no_reference(folder: Path) -> bool:
+    """Whether a round was trained without log-probs of a reference."""
+    return not any(folder.glob("reference_logps*")) and (folder / "policy" / MANIFEST).exists()
 
 
 def _reference(folder: Path) -> StageFolder:
@@ -118,7 +127,8 @@ def _round_tables(folder: Path, ends: Ends | None) -> Iterator[pa.Table]:
     chats = _conversations(folder)
     closing = frozenset() if ends is None else ends.of_chats if chats else ends.of_texts
     for entry in pairs.entries():
-        known = dict(zip(*(logps.read(entry.shard)[name].to_pylist() for name in ("response_id", "logp")), strict=True))
+        table = logps.read(entry.shard) if not _takes_no_reference(folder) else REFERENCE_LOGPS.table([])
+        known = dict(zip(*(table[name].to_pylist() for name in ("response_id", "logp")), strict=True))
         yield _trl_table(pairs.read(entry.shard).to_pylist(), known, chats, closing)
 
 
@@ -175,8 +185,8 @@ def _trl_table(
             {
                 "prompt": chats[pair["prompt_id"]] if chats else pair["prompt"],
                 **answers,
-                "ref_chosen_logps": logps[pair["chosen_id"]] if fit else None,
-                "ref_rejected_logps": logps[pair["rejected_id"]] if fit else None,
+                "ref_chosen_logps": logps.get(pair["chosen_id"]) if fit else None,
+                "ref_rejected_logps": logps.get(pair["rejected_id"]) if fit else None,
                 **{name: pair[name] for name in ("score_chosen", "score_rejected", "margin")},
                 **{name: pair[name] for name in ("pair_id", "prompt_id", "chosen_id", "rejected_id", "round")},
             }

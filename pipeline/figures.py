@@ -128,14 +128,15 @@ def _dropped(figures: Figures) -> str:
     return f"dropped: {dropped or 'none'}"
 
 
-def updated_line(summary: Mapping[str, Any], seconds: float) -> str:
-    """`summary` is an `UpdateSummary` as JSON."""
+def updated_line(summary: Mapping[str, Any], seconds: float, *, rows: str) -> str:
+    """`summary` is an `UpdateSummary` as JSON, `rows` what it was trained on: pairs or groups."""
     first, last = summary["first"], summary["last"]
+    active = last.get("rejected_active")
     return (
-        f"{summary['num_pairs']:,} pairs, {summary['num_steps']} steps   {duration(seconds)}   "
+        f"{summary['num_pairs']:,} {rows}, {summary['num_steps']} steps   {duration(seconds)}   "
         f"loss {first['loss']:.3f} -> {last['loss']:.3f}   "
-        f"accuracy {first['rewards/accuracies']:.2f} -> {last['rewards/accuracies']:.2f}   "
-        f"rejected above reference {share(last['rejected_active'], 1)}"
+        f"accuracy {first['rewards/accuracies']:.2f} -> {last['rewards/accuracies']:.2f}"
+        + (f"   rejected above reference {share(active, 1)}" if active is not None else "")
     )
 
 

@@ -16,11 +16,13 @@ class RoundRecord:
     """A settled round.
 
     Attributes:
+        sampling: the policy that answered the prompts.
         decision, reason: what was done with the result, and why.
         fingerprint: what the round was made from.
     """
 
     round: int
+    sampling: Weights
     start: Weights
     references: list[Weights]
     result: Weights
@@ -43,9 +45,9 @@ class Lineage:
             return cls(file)
         records = []
         for found in read_json(file)["rounds"]:
-            start, result = _weights(found["start"], file.parent), _weights(found["result"], file.parent)
+            policies = {key: _weights(found[key], file.parent) for key in ("sampling", "start", "result")}
             references = [_weights(reference, file.parent) for reference in found["references"]]
-            records.append(RoundRecord(**found | {"start": start, "result": result, "references": references}))
+            records.append(RoundRecord(**found | policies | {"references": references}))
         return cls(file, records)
 
     def settle(self, record: RoundRecord) -> None:
@@ -57,6 +59,7 @@ class Lineage:
         folder = self.file.parent
         return {
             "round": record.round,
+            "sampling": describe(record.sampling, folder),
             "start": describe(record.start, folder),
             "references": [describe(weights, folder) for weights in record.references],
             "result": describe(record.result, folder),

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from pipeline import figures
 from pipeline.artifacts import StageFolder
-from pipeline.config import Config, costs
+from pipeline.config import Config
 from pipeline.jobs.answers import PairShard
 from pipeline.stage import Done
 from pipeline.workshop import Workshop
 from stages.contracts import FATES, GROUPS, PAIRS, Contract
 from stages.errors import StageError
+from stages.score.config import costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +54,12 @@ def pair_round(
     config: Config,
     *,
     round: int,
-    needs_auxiliary: bool = False,
 ) -> Paired:
     """The pairs, or the groups, in ``folder/pairs`` or ``folder/groups``, and every prompt's fate.
 
-    Args:
-        needs_auxiliary: whether the update trains on auxiliary rewards: an answer without them is then of no use.
+    Where the update trains on auxiliary rewards, an answer without them is of no use.
     """
+    needs_auxiliary = "auxiliary" in config.update.needs
     made, fates = (StageFolder(folder / contract.name, contract) for contract in (made_by(config), FATES))
     seed, lower_is_better = config.run.seed, costs(config.score) if config.pair.agreement else frozenset[str]()
     fingerprint = {

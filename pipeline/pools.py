@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from pipeline.artifacts import StageFolder
-from pipeline.config import Config, PairsConfig, PromptsConfig
+from pipeline.config import Config
 from pipeline.jobs import inputs
 from pipeline.prompts import Form, HeldOut
+from pipeline.sections import PairsConfig, PromptsConfig
 from pipeline.sources import DataSource
 from pipeline.stage import Done
 from pipeline.workshop import Workshop

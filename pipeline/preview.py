@@ -21,7 +21,7 @@ import numpy as np
 from rich.table import Table
 
 from pipeline.artifacts import StageFolder
-from pipeline.config import Config, costs
+from pipeline.config import Config
 from pipeline.config_file import load_config
 from pipeline.console import Console, share
 from pipeline.jobs.tables import AdoptTables, RoundOf
@@ -30,7 +30,7 @@ from pipeline.single import made_from_one_another, parquet_files
 from stages.contracts import CANDIDATES, PROMPTS, SCORED
 from stages.errors import InputError
 from stages.sample.stage import Dropped
-from stages.score.config import OWN_SETTINGS, PairConfig, Strategy
+from stages.score.config import OWN_SETTINGS, PairConfig, Strategy, costs
 from stages.score.pairing.choice import Choice, Group
 from stages.score.pairing.rules import Drop
 from stages.score.pairing.shard import Needs, read_shard

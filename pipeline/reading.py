@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import yaml
 
-from pipeline.config import entry_of, merged
+from pipeline.config import merged, overrides_of
 from pipeline.schedule import asked_rounds
 from pipeline.watch import Watch
 from stages.errors import InputError
@@ -57,7 +57,7 @@ def run_settings(folder: Path) -> dict[str, Any]:
 
 def round_settings(settings: Mapping[str, Any], round: int) -> dict[str, Any]:
     """The config with the round's own overrides in it."""
-    return merged(dict(settings), entry_of(settings.get("rounds"), round))
+    return merged(dict(settings), overrides_of(settings, round))
 
 
 def num_rounds(folder: Path, settings: Mapping[str, Any]) -> int | None:

@@ -10,17 +10,18 @@ from typing import Any
 
 from pipeline import report
 from pipeline.artifacts import StageFolder
-from pipeline.config import PromptsConfig
 from pipeline.evaluation import Evaluation
 from pipeline.figures import Figures
 from pipeline.files import write_json
 from pipeline.fingerprints import refuse_other_fingerprint
 from pipeline.jobs import inputs
 from pipeline.lineage import Lineage, RoundRecord, describe
+from pipeline.policies import Policies, PolicyLine
 from pipeline.pools import read_pool
 from pipeline.round import Round
 from pipeline.run_folder import write_config
 from pipeline.schedule import asked_rounds, reason_to_stop
+from pipeline.sections import PromptsConfig
 from pipeline.sources import DataSource
 from pipeline.watch import Watch
 from pipeline.workshop import Workshop
@@ -50,6 +51,7 @@ class Run:
         self.lineage = Lineage.read(self.folder / "run.json")
         self.evaluation = Evaluation(shop, self.config.evaluate) if self.config.evaluate is not None else None
         self._watch = Watch(self.folder / "watched.json", watched)
+        self._line = PolicyLine(shop, self.lineage)
         self._pools: dict[int, Pool] = {}
 
     # ---- prompts ----------------------------------------------------------------------------------------------------
@@ -67,7 +69,14 @@ class Run:
             for r in sources.rewards
             if r.config.type == "model"
         ]
-        self.shop.crew.tasks.run(inputs.CheckTokenizers(policy, list(dict.fromkeys(rewards))))  # type: ignore[arg-type]
+        references = {
+            (weights.path, self.config.policy.pad_token, "reference")
+            for sources in self.shop.sources.rounds
+            for weights in sources.references.values()
+        }
+        self.shop.crew.tasks.run(
+            inputs.CheckTokenizers(policy, list(dict.fromkeys(rewards)), sorted(references))  # type: ignore[arg-type]
+        )
         if self.evaluation is not None:
             self.evaluation.prepare()
         told = [self._prepare_pool(number) for number in range(1, max(1, self.num_rounds) + 1)]
@@ -137,8 +146,9 @@ class Run:
 
     def evaluate_first(self) -> None:
         """The first policy's figures, before the first round."""
-        before = Round(self.shop, 0, self.shop.sources.policy, (), evaluation=self.evaluation, label="before")
-        before.evaluate(self.shop.sources.policy)
+        first = self.shop.sources.policy
+        before = Round(self.shop, 0, Policies(first, first), evaluation=self.evaluation, label="before")
+        before.evaluate(first)
         before.write_report("first", "the policy that the run starts from")
 
     def unfinished_rounds(self) -> Iterator[Round]:
@@ -219,13 +229,11 @@ class Run:
             )
 
     def _round(self, number: int) -> Round:
-        start = self.shop.sources.policy if number == 1 else self.lineage.rounds[number - 2].result
         pool = self._pools.get(number)
         return Round(
             self.shop,
             number,
-            start,
-            self._references(number, start),
+            self._line.of(number),
             pool=pool.table if pool else None,
             drawn_before=self._drawn_before(number),
             evaluation=self.evaluation,
@@ -261,8 +269,10 @@ class Run:
         """Promote a round's result, whatever its figures: it is the next round's start, and the run's result so far."""
         decision, reason = "promote", "every result is promoted: this run has no gate"
         rnd.write_report(decision, reason)
-        references = list(rnd.references)
-        self.lineage.settle(RoundRecord(rnd.number, rnd.start, references, result, decision, reason, rnd.fingerprint))
+        references = [weights for _, weights in rnd.references]
+        self.lineage.settle(
+            RoundRecord(rnd.number, rnd.sampling, rnd.start, references, result, decision, reason, rnd.fingerprint)
+        )
         self._publish()
 
     def _publish(self) -> None:
@@ -277,11 +287,3 @@ class Run:
             scratch.symlink_to(self.result.path)
         scratch.replace(link)
         report.write_reports(self.folder)
-
-    def _references(self, number: int, start: Weights) -> list[Weights]:
-        kind = self.config.for_round(number).reference
-        if kind == "initial":
-            return [self.shop.sources.policy]
-        if kind == "previous" and number > 1:
-            return [self.lineage.rounds[number - 2].start]
-        return [start]

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import MAX_ROUNDS, StopConfig
+from pipeline.config import MAX_ROUNDS
 from pipeline.files import read_json, write_json
+from pipeline.sections import StopConfig
 from stages.errors import ConfigError
 
 _FILE = "rounds.json"

@@ -18,10 +18,11 @@ from pipeline.config_file import load_config
 from pipeline.console import Console
 from pipeline.run_folder import only_run
 from pipeline.start import opened
-from stages.contracts import CANDIDATES, PAIRS, PROMPTS, SCORED, Contract
+from stages.contracts import CANDIDATES, GROUPS, PAIRS, PROMPTS, SCORED, Contract
 from stages.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    from pipeline.policies import Policies
     from pipeline.round import Round
     from pipeline.workshop import Workshop
 
@@ -31,7 +32,7 @@ def sample_alone(config_file: Path, overrides: Sequence[str], out: Path, *, prom
     with _bench(config_file, overrides, out, needs=("policy",) if prompts else _TO_ASK) as shop:
         asked = _prompts_of_config(shop) if prompts is None else _adopted(shop, {PROMPTS: prompts})[0]
         rnd = _round(shop, [asked])
-        candidates = rnd.sample(asked, rnd.start)
+        candidates = rnd.data.sample(asked, rnd.sampling)
         shop.console.text(f"\ncandidates   {candidates.path}\nprompts      {asked.path}")
 
 
@@ -39,7 +40,7 @@ def score_alone(config_file: Path, overrides: Sequence[str], out: Path, *, promp
     """The candidates' rewards."""
     with _bench(config_file, overrides, out, needs=("rewards",)) as shop:
         tables = _adopted(shop, {PROMPTS: prompts, CANDIDATES: candidates})
-        scored = _round(shop, tables).score(*tables)
+        scored = _round(shop, tables).data.score(*tables)
         shop.console.text(f"\nscored   {scored.path}")
 
 
@@ -49,16 +50,25 @@ def pair_alone(
     """Chosen and rejected answers, or groups, out of scored candidates, and every prompt's fate."""
     with _bench(config_file, overrides, out, needs=()) as shop:
         tables = _adopted(shop, {PROMPTS: prompts, CANDIDATES: candidates, SCORED: scored})
-        made = _round(shop, tables).pair(*tables)
+        made = _round(shop, tables).data.pair(*tables)
         shop.console.text(f"\n{made.contract.name:<8}{made.path}\nfates   {out / 'fates'}")
 
 
 def update_alone(config_file: Path, overrides: Sequence[str], out: Path, *, pairs: Path | None) -> None:
-    """The config's policy, updated on pairs: those of the config, or of a table of `PAIRS`."""
-    with _bench(config_file, overrides, out, needs=("policy",) if pairs else ("policy", "pairs")) as shop:
-        given = _adopted(shop, {PAIRS: pairs}) if pairs is not None else []
+    """The config's policy, updated on pairs: those of the config, or of a table of `PAIRS`, or of `GROUPS`."""
+    needs = ("policy", "references") if pairs else ("policy", "references", "pairs")
+    with _bench(config_file, overrides, out, needs=needs) as shop:
+        update = shop.config.for_round(1).update
+        if "stream" in update.needs:
+            raise ConfigError(
+                "update.loss_type",
+                wanted="an objective of the given rows alone",
+                got=f"{update.told}, which also takes answers drawn from the reference",
+                fix="give the whole run: prefloop run",
+            )
+        given = _adopted(shop, {GROUPS if update.rows == "groups" else PAIRS: pairs}) if pairs is not None else []
         rnd = _round(shop, given)
-        data = given[0] if given else rnd.ready_pairs()
+        data = given[0] if given else rnd.data.ready_pairs()
         result = rnd.update(rnd.start, data, rnd.reference_logps(data, rnd.references))
         shop.console.text(f"\npolicy   {result.path}   (a Hugging Face folder)\nsteps    {out / 'metrics.jsonl'}")
 
@@ -89,8 +99,18 @@ def _round(shop: Workshop, tables: Sequence[StageFolder]) -> Round:
     from pipeline.round import Round
 
     number = max(1, shop.crew.tasks.run(RoundOf(tables[0]))) if tables else 1
-    found = shop.sources.found_policy
-    return Round(shop, number, found, (found,) if found else (), folder=shop.folder)  # type: ignore[arg-type]
+    return Round(shop, number, _policies(shop), folder=shop.folder)
+
+
+def _policies(shop: Workshop) -> Policies:
+    """The config's policy is the one that samples, the start, and what every word for a reference means."""
+    from pipeline.policies import Policies
+
+    found, config = shop.sources.found_policy, shop.config.for_round(1)
+    if found is None:
+        return None  # type: ignore[return-value]
+    named = shop.sources.of(1).references
+    return Policies(found, found, tuple((name, named.get(name, found)) for name in config.references))
 
 
 def _prompts_of_config(shop: Workshop) -> StageFolder:
@@ -106,7 +126,7 @@ def _prompts_of_config(shop: Workshop) -> StageFolder:
         evaluation.prepare()
     evaluated = evaluation.prompts if evaluation is not None else None
     read_pool(shop, pool, source, shop.config.for_round(1).prompts, evaluated=evaluated)
-    return Round(shop, 1, shop.sources.policy, (), pool=pool, folder=shop.folder, every_prompt=True).draw_prompts()
+    return Round(shop, 1, _policies(shop), pool=pool, folder=shop.folder, every_prompt=True).data.draw_prompts()
 
 
 def _adopted(shop: Workshop, given: Mapping[Contract, Path]) -> list[StageFolder]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import embedded, models
-from pipeline.config import Config, EvaluateConfig, PairsConfig, PromptsConfig, TextsConfig, reward_names
+from pipeline.config import Config
+from pipeline.config_checks import is_policy_name
 from pipeline.prompt_files import WHOLE, Part, fetch_dataset, on_hub, source_sha256
+from pipeline.sections import EvaluateConfig, PairsConfig, PromptsConfig, TextsConfig
 from stages.errors import InputError
 from stages.protocols import Weights
-from stages.score.config import FunctionReward, ModelReward, RewardConfig
+from stages.score.config import FunctionReward, ModelReward, RewardConfig, reward_names
 from stages.score.functions import find_function
 from stages.weights import file_sha256, files_sha256, weights_sha256
 
@@ -65,11 +68,18 @@ class DataSource:
 
 @dataclass(frozen=True, slots=True)
 class RoundSources:
-    """What one round starts from besides the policy."""
+    """What one round starts from besides the policies of the run.
+
+    Attributes:
+        references: policies named by folder or hub name.
+        objectives: hashes of a user's own objectives, by their import paths.
+    """
 
     prompts: DataSource | None
     pairs: DataSource | None
     rewards: tuple[RewardSource, ...]
+    references: Mapping[str, Weights] = field(default_factory=dict)
+    objectives: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,7 @@ class Sources:
 
     Attributes:
         policy_files: hash of the policy's config and tokenizer.
-        rounds: of the config as it stands, then of each entry where `rounds` is a list.
+        rounds: of the config as it stands, then of each round with settings of its own.
     """
 
     found_policy: Weights | None
@@ -98,7 +108,7 @@ class Sources:
         return self.rounds[min(number, len(self.rounds) - 1)]
 
 
-ALL = ("policy", "prompts", "pairs", "rewards", "evaluation")
+ALL = ("policy", "references", "prompts", "pairs", "rewards", "evaluation")
 """What `find_sources` can look for."""
 
 
@@ -125,13 +135,12 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make, needs: 
         texts = find.data(evaluate.texts, "evaluate.texts.path") if evaluate.texts is not None else None
     if "rewards" in needs:
         _import_functions(config)
-    num_entries = 0 if isinstance(config.rounds, int) else config.num_rounds
     return Sources(
         found_policy=Weights.found(policy, round=0) if policy else None,
         policy_files=files_sha256(policy) if policy else "",
         evaluation=evaluation,
         texts=texts,
-        rounds=tuple(find.of_round(config.for_round(number), number) for number in range(num_entries + 1)),
+        rounds=tuple(find.of_round(config.for_round(number), number) for number in range(config.num_entries + 1)),
     )
 
 
@@ -142,6 +151,7 @@ class _Finder:
         self._maker, self._needs = maker, needs
         self._data: dict[tuple[str, Part], DataSource] = {}
         self._rewards: dict[str, RewardSource] = {}
+        self._policies: dict[str, Weights] = {}
 
     def of_round(self, config: Config, number: int) -> RoundSources:
         under = f"rounds.{number - 1}." if number else ""
@@ -149,6 +159,7 @@ class _Finder:
         names = reward_names(config.score) if rewards else []
         prompts = config.prompts if "prompts" in self._needs else None
         pairs = config.pairs if "pairs" in self._needs else None
+        named = [name for name in config.references if is_policy_name(name)] if "references" in self._needs else []
         return RoundSources(
             prompts=self.data(prompts, f"{under}prompts.path") if prompts else None,
             pairs=self.data(pairs, f"{under}pairs.path") if pairs else None,
@@ -156,7 +167,16 @@ class _Finder:
                 self._reward(reward, name, f"{under}score.rewards.{index}")
                 for index, (reward, name) in enumerate(zip(rewards, names, strict=True))
             ),
+            references={name: self._policy(name, f"{under}reference") for name in named},
+            objectives={name: _function_sha256(name) for name in own_objectives(config)},
         )
+
+    def _policy(self, name: str, key: str) -> Weights:
+        if name not in self._policies:
+            folder = models.resolve(name, key=key, maker=self._maker)
+            models.check_policy(folder, key=key)
+            self._policies[name] = Weights.found(folder, round=0)
+        return self._policies[name]
 
     def data(self, section: PromptsConfig | PairsConfig | TextsConfig | EvaluateConfig, key: str) -> DataSource:
         name, part = section.path or "", Part(section.config, section.split)
@@ -184,6 +204,11 @@ def _reward_source(reward: RewardConfig, name: str, key: str, maker: models.Make
     return RewardSource(reward, name, f"{key}.path", folder, f"{weights_sha256(folder)} {files_sha256(folder)}")
 
 
+def own_objectives(config: Config) -> list[str]:
+    """The import paths of a user's own objectives."""
+    return [name for name in config.update.loss_types if ":" in name]
+
+
 def _import_functions(config: Config) -> None:
     """Import every reward function first, so that a hash of what they use does not depend on their order."""
     for found in (config, *config.every_round()):
@@ -193,9 +218,11 @@ def _import_functions(config: Config) -> None:
 
 
 def _function_sha256(target: str) -> str:
-    """A hash of a reward function's module, and of the modules beside it that were imported with it."""
-    function, named = find_function(target), target.partition(":")[0]
-    defined = function.__module__ if inspect.isfunction(function) else named
+    """A hash of the module that a reward function or objective comes from, and of the modules beside it that were
+    imported with it."""
+    named, _, attribute = target.partition(":")
+    found = getattr(importlib.import_module(named), attribute)
+    defined = found.__module__ if inspect.isfunction(found) else named
     file = getattr(sys.modules.get(defined, sys.modules[named]), "__file__", None)
     if file is None:
         return "built in"

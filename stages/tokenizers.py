@@ -94,6 +94,24 @@ def refuse_foreign_tokenizer(tokenizer: PreTrainedTokenizerBase, num_embeddings:
         )
 
 
+def refuse_other_tokenizer(folder: Path, policy: Path, *, pad_token: str | None, key: str) -> None:
+    """Refuse a model that gives ids other meanings than the policy does: its log-probs would be those of other texts.
+
+    Raises:
+        InputError: naming the first token on which they differ.
+    """
+    mine, ours = (load_tokenizer(f, pad_token=pad_token, key=key, answers=False).get_vocab() for f in (folder, policy))
+    if mine == ours:
+        return
+    token = min(mine.keys() ^ ours.keys() or {t for t in mine if mine[t] != ours[t]})
+    raise InputError(
+        f"{key} {folder}",
+        wanted="the policy's tokenizer, since references score the policy's very tokens",
+        got=f"another: token {token!r} has id {mine.get(token, 'none')}, and {ours.get(token, 'none')} in the policy's",
+        fix="name a reference of the policy's own family",
+    )
+
+
 def refuse_unknown_ids(ids: Sequence[int], num_embeddings: int, *, where: str) -> None:
     """Refuse token ids that the model has no row for.
 

@@ -10,28 +10,40 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.artifacts import Entry, StageFolder
-from pipeline.config import PairsConfig
 from pipeline.pair_files import pair_rows
 from pipeline.prompt_files import Part, read_rows
 from pipeline.prompts import Form, HeldOut, count_changed, distinct, draw, prompt_rows, questions
+from pipeline.sections import PairsConfig
 from stages.contracts import PAIRS, TEXTS
 from stages.errors import InputError
 from stages.pretrained import num_embeddings
 from stages.seeds import row_id
-from stages.tokenizers import end_token_ids, load_tokenizer, refuse_foreign_tokenizer, refuse_unknown_ids
+from stages.tokenizers import (
+    end_token_ids,
+    load_tokenizer,
+    refuse_foreign_tokenizer,
+    refuse_other_tokenizer,
+    refuse_unknown_ids,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckTokenizers:
-    """Load every tokenizer of a run before anything costs time: (folder, pad token, config key) each."""
+    """Load every tokenizer of a run before anything costs time: (folder, pad token, config key) each.
+
+    A reference scores the policy's very tokens, so that its tokenizer must be the policy's.
+    """
 
     policy: tuple[Path, str | None, str]
     rewards: Sequence[tuple[Path, str | None, str]]
+    references: Sequence[tuple[Path, str | None, str]]
 
     def __call__(self, _state: None) -> None:
         for folder, pad_token, key in (self.policy, *self.rewards):
             tokenizer = load_tokenizer(folder, pad_token=pad_token, key=key, answers=key == self.policy[2])
             refuse_foreign_tokenizer(tokenizer, num_embeddings(folder), where=f"{key} {folder}")
+        for folder, pad_token, key in self.references:
+            refuse_other_tokenizer(folder, self.policy[0], pad_token=pad_token, key=key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

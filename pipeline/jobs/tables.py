@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.artifacts import Entry, StageFolder
 from pipeline.jobs.inputs import refuse_unknown_rows
-from stages.contracts import CANDIDATES, PAIRS, PROMPTS
+from stages.contracts import CANDIDATES, GROUPS, PAIRS, PROMPTS
 from stages.errors import InputError
 from stages.vocab import FinishReason
 from stages.weights import file_sha256
@@ -26,6 +26,10 @@ _TOKENS = "one token id or more, none below 0"
 
 def _is_tokens(value: list[int | None]) -> bool:
     return bool(value) and all(number is not None and number >= 0 for number in value)
+
+
+def _are_answers(value: list[list[int | None]]) -> bool:
+    return len(value) > 1 and all(map(_is_tokens, value))
 
 
 def _is_object(value: str) -> bool:
@@ -49,6 +53,11 @@ _MEANINGS: dict[str, list[tuple[str, Callable[[Any], bool], str]]] = {
     "pairs": [
         *((f"{name}_token_ids", _is_tokens, _TOKENS) for name in ("prompt", "chosen", "rejected")),
         *((name, _is_finite, "a finite number, or null") for name in ("score_chosen", "score_rejected", "margin")),
+    ],
+    "groups": [
+        ("prompt_token_ids", _is_tokens, _TOKENS),
+        ("response_token_ids", _are_answers, "two answers or more, each one token id or more"),
+        ("rewards", lambda rewards: all(map(_is_finite, rewards)) and None not in rewards, "finite numbers"),
     ],
 }
 """What the values of a column are, beyond their type."""
@@ -116,7 +125,7 @@ class AdoptTables:
         """Refuse what no run writes, and no stage could work on: no row, an id twice, values that mean nothing."""
         where, column = str(self.files[folder.contract.name][0]), table.schema.names[0]
         ids = table[column]
-        if not table.num_rows and folder.contract in (PROMPTS, PAIRS):
+        if not table.num_rows and folder.contract in (PROMPTS, PAIRS, GROUPS):
             raise InputError(where, wanted="at least one row", got="none", fix="check how the table was made")
         if pc.count_distinct(ids).as_py() < len(ids):
             twice = next(name for name, count in Counter(ids.to_pylist()).items() if count > 1)

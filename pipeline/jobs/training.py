@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +15,16 @@ import pyarrow as pa
 from pipeline.artifacts import StageFolder
 from pipeline.model_folders import close_model, found_model
 from pipeline.tensorboard import StepCurves
+from stages.contracts import GROUPS
 from stages.protocols import Weights
 from stages.seeds import hashed_seed
 from stages.update.config import UpdateConfig
 from stages.update.rows import (
     AnswerRow,
+    Row,
     answers_of,
     candidate_answers,
+    group_rows,
     pair_rows,
     reference_logps,
     reference_table,
@@ -74,16 +77,16 @@ def _sums(table: pa.Table) -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScorePairs(ScoreAnswers):
-    """Both answers of every pair."""
+class ScoreRows(ScoreAnswers):
+    """Every answer of the pairs, or groups, to train on."""
 
-    pairs: StageFolder
+    data: StageFolder
 
     def answered(self) -> StageFolder:
-        return self.pairs
+        return self.data
 
     def rows(self, shard: int) -> list[AnswerRow]:
-        return answers_of(pair_rows([self.pairs.read(shard)]))
+        return answers_of(rows_of(self.data, [self.data.read(shard)]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +116,18 @@ class ScoreTexts(ScoreAnswers):
         return text_answers(self.texts.read(shard))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdatePolicy:
-    """A round's update, by the training group: all pairs, then the new policy's folder."""
+    """A round's update, by the training group: all pairs or groups, then the new policy's folder.
+
+    Attributes:
+        auxiliary_weights: of the auxiliary rewards, by name.
+        stream: answers drawn from the reference, where the objectives take some.
+        value_head: to go on with; None for a new one, or where none is needed.
+    """
 
     start: Weights
-    pairs: StageFolder
+    data: StageFolder
     references: Sequence[tuple[Weights, StageFolder]]
     config: UpdateConfig
     folder: Path
@@ -126,6 +135,9 @@ class UpdatePolicy:
     round: int
     seed: int
     curves: StepCurves | None
+    auxiliary_weights: Mapping[str, float]
+    stream: StageFolder | None
+    value_head: Path | None
 
     def __call__(self, trainer: Any, report: Callable[[Any], None]) -> None:
         policy = self.folder / "policy"
@@ -133,16 +145,22 @@ class UpdatePolicy:
             return
         trainer.configure(self.config)
         trainer.load(self.start)
-        rows = pair_rows(self.pairs.read_all())
+        rows = rows_of(
+            self.data,
+            self.data.read_all(),
+            aux_weights=self.auxiliary_weights,
+            stream=self.stream.read_all() if self.stream is not None else (),
+        )
         references = [reference_logps(folder.read_all(), rows) for _, folder in self.references]
-        from_reference = [weights.identity for weights, _ in self.references] == [self.start.identity]
+        identities = [weights.identity for weights, _ in self.references]
         with self._recorder(trainer, report) as on_step:
             summary = trainer.update(
                 rows,
                 references,
-                from_reference=from_reference,
+                own_reference=identities.index(self.start.identity) if self.start.identity in identities else None,
                 seed=hashed_seed("update", self.seed, self.round),
                 on_step=on_step,
+                value_head=self.value_head,
             )
         trainer.save(self.folder)
         if trainer.rank == 0:
@@ -171,6 +189,11 @@ class UpdatePolicy:
                 report(metrics)
 
             yield on_step
+
+
+def rows_of(data: StageFolder, tables: Iterable[pa.Table], **more: Any) -> Sequence[Row]:
+    """Tables of pairs or groups as rows to train on; `more` is for pairs, see `pair_rows`."""
+    return group_rows(tables) if data.contract == GROUPS else pair_rows(tables, **more)
 
 
 @dataclass(frozen=True, slots=True)

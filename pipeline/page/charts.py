@@ -19,11 +19,12 @@ _MARK_NAME_WIDTH = 58
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line; a value of None leaves a gap. `errors` are half-widths of error bars."""
+    """One line; a value of None leaves a gap. `errors` are half-widths of error bars, `band` lower and upper ends."""
 
     name: str
     values: Sequence[float | None]
     errors: Sequence[float | None] = ()
+    band: Sequence[tuple[float, float] | None] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,11 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A series in the plot: pieces of its path, its points, their error bars (x, top, bottom), and value labels."""
+    """A series in the plot: pieces of its path and band, points, their error bars (x, top, bottom), value labels."""
 
     name: str
     paths: list[str]
+    bands: list[str]
     points: list[tuple[float, float]]
     bars: list[tuple[float, float, float]]
     labels: list[tuple[float, float, str]]
@@ -160,9 +162,10 @@ def _shown(value: float, percent: bool) -> str:
 
 
 def _y_ticks(chart: Chart) -> list[float]:
-    """The axis: all values with their error bars, and the baseline."""
+    """The axis: all values with their error bars and bands, and the baseline."""
     ends = [chart.baseline[0]] if chart.baseline else []
     for series in chart.series:
+        ends += [end for found in series.band if found is not None for end in found]
         errors = series.errors or [None] * len(series.values)
         for value, error in zip(series.values, errors, strict=True):
             if value is not None:
@@ -203,10 +206,24 @@ def _line(series: Series, places: Sequence[float], place_y: Callable[[float], fl
     return Line(
         series.name,
         [_path(piece) for piece in pieces if piece],
+        _bands(series, places, place_y, chart),
         [point for piece in pieces for point in piece],
         bars,
         labels,
     )
+
+
+def _bands(series: Series, places: Sequence[float], place_y: Callable[[float], float], chart: Chart) -> list[str]:
+    """The areas between a band's ends, parted like the line."""
+    pieces: list[list[tuple[float, float, float]]] = [[]]
+    starts = {at for at, _ in chart.marks}
+    for x, at, found in zip(chart.x, places, series.band, strict=False):
+        if found is None or x in starts:
+            pieces.append([])
+        if found is not None:
+            pieces[-1].append((at, place_y(found[0]), place_y(found[1])))
+    upper_and_back = [[(x, high) for x, _, high in p] + [(x, low) for x, low, _ in reversed(p)] for p in pieces]
+    return [_path(corners) + "Z" for corners in upper_and_back if corners]
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

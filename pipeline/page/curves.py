@@ -107,16 +107,15 @@ def step_curves(steps: Mapping[int, Sequence[Step]], settings: Mapping[str, Any]
     size = -(-sum(map(len, steps.values())) // _MAX_POINTS)
     x, points, marks = _points(steps, size)
     averaged = f"; each point is the mean of up to {size} steps" if size > 1 else ""
-    scales = [_per_nat(settings, round) for round, _ in points]
 
     def values(name: str) -> list[float | None]:
         return [step.get(name) for _, step in points]
 
-    def log_ratios(name: str) -> list[float | None]:
-        return [
-            None if value is None or scale is None else value * scale
-            for value, scale in zip(values(name), scales, strict=True)
-        ]
+    def log_ratios(side: str) -> Series:
+        name = f"log_ratios/{side}"
+        ends = zip(values(f"{name}/p10"), values(f"{name}/p90"), strict=True)
+        band = [None if low is None or high is None else (low, high) for low, high in ends]
+        return Series(side, values(name), band=band)
 
     def curve(title: str, unit: str, *series: Series, **more: Any) -> Chart:
         return Chart(title, unit + averaged, x, "step", list(series), marks=marks, **more)
@@ -124,11 +123,20 @@ def step_curves(steps: Mapping[int, Sequence[Step]], settings: Mapping[str, Any]
     charts = [
         curve(
             "Log-ratios",
-            "log of policy / reference, nats an answer, mean over the step's pairs",
-            Series("chosen", log_ratios("rewards/chosen")),
-            Series("rejected", log_ratios("rewards/rejected")),
+            "log of policy / reference, nats an answer, mean over the step's pairs; shaded: all but the lowest and the "
+            "highest tenth",
+            log_ratios("chosen"),
+            log_ratios("rejected"),
             baseline=(0.0, "as the reference"),
-            note=_about_log_ratios(steps, settings),
+            note=_about_log_ratios(steps),
+        ),
+        curve(
+            "Margin of the objective",
+            "mean over the step's pairs",
+            Series("margin", values("margins/objective")),
+            baseline=(0.0, "no preference"),
+            note="By how much the objective takes the chosen answer for the better one. It grows as the pairs are "
+            "learnt; rewards and win rate on held-out prompts say whether that helps.",
         ),
         curve(
             "Rejected answers above their reference",
@@ -175,25 +183,19 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _per_nat(settings: Mapping[str, Any], round: int) -> float | None:
-    """Nats of log-ratio in one unit of a `rewards/…` metric, which is beta times the log-ratio."""
-    beta = round_settings(settings, round).get("update", {}).get("beta")
-    return 1 / beta if beta else None
-
-
-def _about_log_ratios(steps: Mapping[int, Sequence[Step]], settings: Mapping[str, Any]) -> str:
+def _about_log_ratios(steps: Mapping[int, Sequence[Step]]) -> str:
     told = (
         "How much likelier an answer has become than under its round's reference: 0 is as likely, +0.69 twice as "
         "likely, -0.69 half as likely."
     )
-    last, scale = max(steps), _per_nat(settings, max(steps))
+    last = max(steps)
     end = steps[last][-1]
-    chosen, rejected = end.get("rewards/chosen"), end.get("rewards/rejected")
-    if scale is None or chosen is None or rejected is None:
+    chosen, rejected = end.get("log_ratios/chosen"), end.get("log_ratios/rejected")
+    if chosen is None or rejected is None:
         return told
     told += (
-        f" In the last step of round {last} the chosen answers stood at {chosen * scale:+.2f} and the rejected ones "
-        f"at {rejected * scale:+.2f}."
+        f" In the last step of round {last} the chosen answers stood at {chosen:+.2f} and the rejected ones at "
+        f"{rejected:+.2f}."
     )
     if chosen < 0 and rejected < 0:
         told += " Both have become less likely: the probability went to other answers."

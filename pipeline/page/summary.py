@@ -33,10 +33,10 @@ def facts(settings: Mapping[str, Any], num_settled: int, asked: int | None) -> l
     pairs, score = settings.get("pairs"), settings.get("score") or {}
     told = [
         ("policy", f"{policy.get('path')} in {policy.get('dtype')}"),
-        ("loss_type", str(update.get("loss_type"))),
-        ("beta", str(update.get("beta"))),
+        ("loss_type", _objectives(update)),
+        ("beta", "the objective's own" if update.get("beta") is None else str(update["beta"])),
         ("learning_rate", str(update.get("learning_rate"))),
-        ("reference", str(settings.get("reference"))),
+        ("reference", _reference(settings)),
         ("rounds", f"{num_settled} settled of {asked}" if asked != num_settled else str(asked)),
     ]
     if pairs:
@@ -53,7 +53,29 @@ def facts(settings: Mapping[str, Any], num_settled: int, asked: int | None) -> l
         ("evaluated on", _evaluated_on(settings.get("evaluate"))),
         ("seed", str(settings.get("run", {}).get("seed"))),
     ]
-    return told + _of_single_rounds(settings.get("rounds"), asked or 0)
+    by_round = [(key, ", then ".join(map(str, found))) for key, found in (settings.get("schedules") or {}).items()]
+    return told + by_round + _of_single_rounds(settings.get("rounds"), asked or 0)
+
+
+def _objectives(update: Mapping[str, Any]) -> str:
+    names = update.get("loss_type")
+    if not isinstance(names, list):
+        return str(names)
+    weights = update.get("loss_weights") or [1.0] * len(names)
+    return " + ".join(
+        name if weight == 1 else f"{weight:g} {name}" for name, weight in zip(names, weights, strict=True)
+    )
+
+
+def _reference(settings: Mapping[str, Any]) -> str:
+    """What the objective refers to, and what rounds start from where it is not simply the policy before."""
+    named = settings.get("reference")
+    told = ", ".join(named) if isinstance(named, list) else str(named)
+    if settings.get("start") == "initial":
+        told += "; every round trains from the first policy"
+    if settings.get("momentum"):
+        told += f"; rounds start {settings['momentum']:g} times the last change beyond the policy before"
+    return told
 
 
 def _of_single_rounds(rounds: Any, asked: int) -> list[tuple[str, str]]:

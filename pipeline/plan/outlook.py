@@ -14,61 +14,14 @@ from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.lineage import Lineage
-from pipeline.plan.fit import Shortage, Worker, lengths_of, shortages_of, workers_of
+from pipeline.plan.fit import Shortage, Worker, shortages_of, workers_of
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.memory import size
 from pipeline.plan.model_facts import bytes_of
+from pipeline.plan.round_outlook import RoundOutlook, evaluation_bytes, round_outlook
 from pipeline.plan.survey import Model, Survey
 from pipeline.schedule import asked_rounds
 from stages.errors import ConfigError
-from stages.update.batching import num_steps
-
-_ID_BYTES = 4  # a token's id
-_LOGP_BYTES = 4
-_TEXT_BYTES = 4  # a token's text, roughly
-_ROW_BYTES = 300  # ids, counts and rewards of a row
-
-
-@dataclass(frozen=True, slots=True)
-class RoundOutlook:
-    """One round, before it runs.
-
-    Attributes:
-        start: the policy that samples and is trained, in words.
-        reference: what the objective refers to, in words.
-        ready_pairs: where they come from, if none are sampled.
-        finished: it is settled already.
-        made: what it makes of the candidates: pairs or groups.
-        most_pairs, most_steps: upper bounds; of groups, where it makes these.
-        tables_bytes: of its tables, at most and roughly.
-    """
-
-    number: int
-    start: str
-    reference: str
-    finished: bool
-    num_prompts: int
-    num_generations: int
-    ready_pairs: str | None
-    made: str
-    most_pairs: int
-    most_steps: int
-    tables_bytes: int
-
-    @property
-    def sentence(self) -> str:
-        if self.finished:
-            return f"is finished: it started from {self.start}"
-        if self.ready_pairs is not None:
-            return (
-                f"trains {self.start} on the ready pairs of {self.ready_pairs}, at most {self.most_pairs:,}, "
-                f"in at most {self.most_steps:,} steps, against {self.reference}"
-            )
-        return (
-            f"samples {self.num_prompts:,} prompts x {self.num_generations} answers from {self.start}, "
-            f"makes at most {self.most_pairs:,} {self.made}, "
-            f"and trains it on them in at most {self.most_steps:,} steps, against {self.reference}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +78,16 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
         elsewhere: it is for machines other than this one, whose disk is not known.
     """
     settled = num_settled(config)
-    rounds = [_round(number, found, survey, finished=number <= settled) for number, found in rounds_of(config)]
+    rounds = [round_outlook(number, found, survey, finished=number <= settled) for number, found in rounds_of(config)]
     ahead = [found for found in rounds if not found.finished]
-    tables = sum(found.tables_bytes for found in ahead) + (len(ahead) + 1) * _evaluation_bytes(config, survey)
+    tables = sum(found.tables_bytes for found in ahead) + (len(ahead) + 1) * evaluation_bytes(config, survey)
     a_policy = _policy_bytes(config, survey)
+    num_policies = sum(1 + _num_mixtures(config.for_round(found.number)) for found in ahead)
     free = None if elsewhere else _free_bytes(config.folder())
     workers, shortages = _held_against(config, survey, hardware) if hardware else ([], [])
-    disk = None if a_policy is None else tables + len(ahead) * a_policy
+    disk = None if a_policy is None else tables + num_policies * a_policy
     if disk is not None and free is not None and disk > free:
-        shortages.append(_disk_shortage(config, disk, len(ahead) * (a_policy or 0), free))
+        shortages.append(_disk_shortage(config, disk, num_policies * (a_policy or 0), free))
     return Outlook(
         name=config.run.name,
         config=config,
@@ -171,47 +125,6 @@ def _total_need(workers: Sequence[Worker]) -> int:
     return sum(need.total for worker in workers for need in (worker.on_gpu, worker.on_host) if need is not None)
 
 
-# ---- rounds ---------------------------------------------------------------------------------------------------------
-
-
-def _round(number: int, config: Config, survey: Survey, *, finished: bool) -> RoundOutlook:
-    update, file = config.update, survey.data_of(config)
-    num_prompts = config.prompts.per_round if config.prompts is not None else (file.num_rows or 0) if file else 0
-    lengths = lengths_of(config, survey)
-    answer = lengths.answer * (_ID_BYTES + _TEXT_BYTES)
-    num_generations = config.sample.num_generations if config.pairs is None else 0
-    candidates = num_prompts * num_generations
-    most_pairs = num_prompts * (config.pair.most_pairs(num_generations) if config.pairs is None else 1)
-    made = "groups" if config.pairs is None and config.pair.strategy == "groups" else "pairs"
-    pair = lengths.prompt * (_ID_BYTES + _TEXT_BYTES) + (num_generations if made == "groups" else 2) * answer
-    return RoundOutlook(
-        number=number,
-        start=_result_of(number - 1),
-        reference=_reference(number, config.reference),
-        finished=finished,
-        num_prompts=num_prompts,
-        num_generations=num_generations,
-        ready_pairs=config.pairs.path if config.pairs is not None else None,
-        made=made,
-        most_pairs=most_pairs,
-        most_steps=num_steps(most_pairs, size=update.global_batch_size, num_epochs=update.num_train_epochs),
-        tables_bytes=candidates * (answer + lengths.answer * _LOGP_BYTES + 2 * _ROW_BYTES)
-        + most_pairs * (pair + _ROW_BYTES),
-    )
-
-
-def _result_of(number: int) -> str:
-    return f"round {number}'s result" if number else "the first policy"
-
-
-def _reference(number: int, kind: str) -> str:
-    if kind == "initial":
-        return "the first policy"
-    if kind == "previous" and number > 1:
-        return _result_of(number - 2)
-    return "itself as the round starts"
-
-
 def num_settled(config: Config) -> int:
     """How many rounds of the run are settled, from its folder."""
     return len(Lineage.read(config.folder() / "run.json").rounds)
@@ -228,11 +141,9 @@ def _policy_bytes(config: Config, survey: Survey) -> int | None:
     return facts.num_parameters * (bytes_of(dtype) + (0 if dtype == "float32" else 4))
 
 
-def _evaluation_bytes(config: Config, survey: Survey) -> int:
-    if config.evaluate is None:
-        return 0
-    each = lengths_of(config, survey).answer * (_ID_BYTES + _TEXT_BYTES + _LOGP_BYTES) + 2 * _ROW_BYTES
-    return config.evaluate.num_prompts * each
+def _num_mixtures(config: Config) -> int:
+    """Policies that a round writes besides its result: its start by momentum, an average to refer to."""
+    return int(config.momentum > 0) + int("ema" in config.references)
 
 
 def _free_bytes(folder: Path) -> int:
@@ -276,7 +187,7 @@ def as_json(outlook: Outlook) -> str:
     plain = {
         "name": outlook.name,
         "policy": asdict(outlook.policy),
-        "loss_type": config.update.loss_type,
+        "loss_type": list(config.update.loss_types),
         "rounds": [{"sentence": found.sentence} | asdict(found) for found in outlook.rounds],
         "hardware": outlook.hardware.told if outlook.hardware else None,
         "workers": [asdict(worker) for worker in outlook.workers],

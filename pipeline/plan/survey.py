@@ -17,10 +17,12 @@ from itertools import islice
 from pathlib import Path
 
 from pipeline import embedded, models
-from pipeline.config import Config, EvaluateConfig, PairsConfig, PromptsConfig
+from pipeline.config import Config
+from pipeline.config_checks import is_policy_name
 from pipeline.plan.model_facts import ModelFacts, read_facts
 from pipeline.prompt_files import read_rows
 from pipeline.prompts import find_columns
+from pipeline.sections import EvaluateConfig, PairsConfig, PromptsConfig
 from stages.score.config import FunctionReward
 
 _MOST_ROWS = 20_000  # read of a file of prompts
@@ -81,6 +83,7 @@ def look(configs: Sequence[Config], *, beside: Path | None = None) -> Survey:
     data: dict[str, DataFile] = {}
     missing = [policy.missing, *_missing_evaluation(configs[0].evaluate)]
     for config in configs:
+        missing += [_missing_reference(name) for name in config.references if is_policy_name(name)]
         for index, reward in enumerate(config.rewards):
             if isinstance(reward, FunctionReward):
                 missing.append(_missing_module(reward.target, f"score.rewards.{index}.target", beside))
@@ -95,6 +98,15 @@ def look(configs: Sequence[Config], *, beside: Path | None = None) -> Survey:
         elif section is not None and file is not None:
             data[section.path] = file
     return Survey(policy, rewards, data, list(dict.fromkeys(words for words in missing if words)))
+
+
+def _missing_reference(name: str) -> str | None:
+    folder = models.find_here(name, key="reference")
+    if folder is None:
+        return f"reference {name} is not on this machine"
+    if any(folder.glob("*.safetensors")):
+        models.check_policy(folder, key="reference")
+    return None
 
 
 def _model(name: str, key: str, check: Callable[..., None]) -> Model:

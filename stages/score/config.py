@@ -31,7 +31,9 @@ def check_template_kwargs(options: Mapping[str, Any]) -> None:
 
 class _Reward(Settings):
     name: str | None = Field(None, description="in tables and reports; null: from the path or the function")
-    weight: float = Field(1.0, description="of this reward in the sum that makes pairs")
+    weight: float = Field(
+        1.0, description="of this reward in the sum of the main ones, which makes pairs, or of the auxiliary ones"
+    )
     role: Literal["main", "auxiliary", "holdout"] = Field(
         "main",
         description="main: makes the pairs; auxiliary: beside the pairs, for objectives that use it; "
@@ -42,18 +44,20 @@ class _Reward(Settings):
     )
 
     @model_validator(mode="after")
-    def _only_main_ones_are_summed(self) -> Self:
-        if self.role == "main":
-            return self
-        for key, neutral in (("weight", 1.0), ("scale", "none")):
-            if (got := getattr(self, key)) != neutral:
-                raise ConfigError(
-                    key,
-                    wanted=f"{neutral} for a reward of role {self.role}: only the main rewards are scaled and summed",
-                    got=str(got),
-                    fix=f"leave {key} out, or make the role main",
-                )
+    def _only_summed_ones_are_weighted(self) -> Self:
+        if self.role != "main" and self.scale != "none":
+            self._refuse("scale", "none", "only the main rewards are standardised")
+        if self.role == "holdout" and self.weight != 1.0:
+            self._refuse("weight", "1.0", "a holdout reward enters no sum")
         return self
+
+    def _refuse(self, key: str, neutral: str, why: str) -> None:
+        raise ConfigError(
+            key,
+            wanted=f"{neutral} for a reward of role {self.role}: {why}",
+            got=str(getattr(self, key)),
+            fix=f"leave {key} out, or make the role main",
+        )
 
 
 class ModelReward(_Reward):
@@ -90,6 +94,23 @@ class ScoreConfig(Settings):
 
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
     max_error_share: float = Field(0.01, ge=0, le=1, description="more answers without a finite reward stop the run")
+
+
+def reward_names(score: ScoreConfig | None) -> list[str]:
+    """What each reward is called in tables and reports: its name, else its function, else its folder's last part."""
+    return [
+        reward.name
+        or (
+            reward.target.rpartition(":")[2] if reward.type == "function" else reward.path.rstrip("/").split("/")[-1]
+        ).removeprefix("embedded:")
+        for reward in (score.rewards if score else ())
+    ]
+
+
+def costs(score: ScoreConfig | None) -> frozenset[str]:
+    """The names of the rewards that count the other way round: their weight is below 0."""
+    rewards = score.rewards if score else ()
+    return frozenset(name for name, reward in zip(reward_names(score), rewards, strict=True) if reward.weight < 0)
 
 
 Strategy = Literal[

@@ -70,6 +70,14 @@ class UpdateConfig(Settings):
                 got=", ".join(f"{loss.objective.name} of {loss.objective.rows}" for loss in losses),
                 fix="train on one kind in a round; rounds may differ",
             )
+        least, most = self.num_references
+        if most is not None and least > most:
+            raise ConfigError(
+                "loss_type",
+                wanted="objectives that take the same number of references",
+                got=", ".join(names),
+                fix="put the one of a single reference under the other: loss_params.base",
+            )
         if self.beta is not None and all(loss.beta is None for loss in losses):
             wanted = f"null, since {', '.join(names)} has no beta"
             raise ConfigError("beta", wanted=wanted, got=str(self.beta), fix="leave it out")
@@ -120,10 +128,13 @@ class UpdateConfig(Settings):
 
     @property
     def num_references(self) -> tuple[int, int | None]:
-        """The least and the most references whose log-probs the objectives take; None: any number."""
-        bounds = [loss.references for loss in self.losses()]
+        """The least and the most references whose log-probs the objectives take; None: any number.
+
+        An objective that takes none goes with any number that the others take.
+        """
+        bounds = [loss.references for loss in self.losses() if loss.references != (0, 0)]
         most = [high for _, high in bounds if high is not None]
-        return max(low for low, _ in bounds), min(most, default=None)
+        return max((low for low, _ in bounds), default=0), min(most, default=None) if bounds else 0
 
     @property
     def told(self) -> str:

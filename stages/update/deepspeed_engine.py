@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from stages.update.config import UpdateConfig
-from stages.update.model import recompute_activations
+from stages.update.model import persistent_buffers, recompute_activations
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +111,7 @@ def float32_state(engine: Any) -> dict[str, torch.Tensor]:
 
     state: dict[str, torch.Tensor] = {}
     model, masters = model_of(engine), _masters(engine) or {}
+    kept = persistent_buffers(model)
     for name, parameter in model.named_parameters():
         master = safe_get_full_fp32_param(parameter) if engine.bfloat16_enabled() else masters.get(name)
         if master is None:
@@ -118,7 +119,7 @@ def float32_state(engine: Any) -> dict[str, torch.Tensor]:
                 master = parameter.detach().clone()
         state[name] = master.detach().float().cpu().clone()
     for name, buffer in model.named_buffers():
-        if name in _persistent_buffers(model):
+        if name in kept:
             state[name] = buffer.detach().cpu().clone()
     return state
 
@@ -140,11 +141,3 @@ def _masters(engine: Any) -> dict[str, torch.nn.Parameter] | None:
     from stages.update.unsharded import Masters
 
     return engine.module.by_name if isinstance(engine.module, Masters) else None
-
-
-def _persistent_buffers(module: Any) -> set[str]:
-    persistent = set()
-    for prefix, child in module.named_modules():
-        local = set(child._buffers) - child._non_persistent_buffers_set
-        persistent |= {f"{prefix}.{name}" if prefix else name for name in local}
-    return persistent

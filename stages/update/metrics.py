@@ -1,34 +1,38 @@
-"""The metrics of an optimizer step, under TRL's names, as means over the pairs of all ranks.
+"""The metrics of an optimizer step, under TRL's names where it has one, over the rows of all ranks.
 
-Besides TRL's: ``rejected_active``, the share of rejected answers above their reference by more than the gate's floor
-(those MinorDPO still pushes down), and ``gate_noise``, the share whose log-ratio is not 0 but within the floor.
+``rewards/…`` are beta times log-ratios (of log-probs, where there is no reference), so that ``rewards/margins`` is
+plain DPO's margin under any objective; ``margins/objective`` is the objective's own. Of several references the first is
+shown. Of a group, the answer with the highest reward is shown as the chosen one, that with the lowest as the rejected.
+
+- ``log_ratios/chosen``, ``log_ratios/rejected``: means in nats an answer, and ``/p10``, ``/p50``, ``/p90``, quantiles.
+- ``rejected_active``: the share of rejected answers above their reference by more than the gate's floor (those MinorDPO
+  still pushes down). ``gate_noise``: the share whose log-ratio is not 0 but within the floor.
+- ``agreement``: of the pairs whose answers have different rewards, the share that the objective's margin puts in the
+  rewards' order. Of groups: the same over all pairs of answers, by their log-ratios.
+- ``value/mean``, ``value/error``: the value head's estimate, and how far it is from the answers' auxiliary rewards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.distributed as dist
 
-from stages.update.objectives.base import Pairs
+from stages.update.objectives.base import Groups, Pairs, Term
+from stages.update.rows import GroupRow, PairRow, Row
 
-_NAMES = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-    "rejected_active",
-    "gate_noise",
-)
+_QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
+_SPREAD = ("log_ratios/chosen", "log_ratios/rejected")
+_TOTALS = ("num_pairs", "num_groups", "num_tokens")
+_ORDERED, _COMPARED = "in the rewards' order", "with different rewards"  # whose ratio is the agreement
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateSummary:
-    """An update as figures: steps made, pairs trained on, the first and the last step's metrics, the gate's floor."""
+    """An update as figures: steps made, pairs or groups trained on, first and last step's metrics, the gate's floor."""
 
     num_steps: int
     num_pairs: int
@@ -37,40 +41,162 @@ class UpdateSummary:
     gate_floor: float | None
 
 
+def _contrast(pairs: Pairs, *, beta: float, gate_floor: float) -> dict[str, torch.Tensor]:
+    """What is shown of each pair of answers."""
+    chosen_B, rejected_B = pairs.chosen_B.detach(), pairs.rejected_B.detach()
+    r_w, r_l, against_reference = chosen_B.double(), rejected_B.double(), {}
+    if len(pairs.ref_chosen_RB):
+        r_w = (chosen_B - pairs.ref_chosen_RB[0]).double()
+        r_l = (rejected_B - pairs.ref_rejected_RB[0]).double()
+        against_reference = {
+            "rejected_active": r_l > gate_floor,
+            "gate_noise": (r_l != 0) & (r_l.abs() <= gate_floor),
+            "log_ratios/chosen": r_w,
+            "log_ratios/rejected": r_l,
+        }
+    return {
+        "rewards/chosen": beta * r_w,
+        "rewards/rejected": beta * r_l,
+        "rewards/margins": beta * (r_w - r_l),
+        "rewards/accuracies": r_w > r_l,
+        "logps/chosen": chosen_B,
+        "logps/rejected": rejected_B,
+        **against_reference,
+        "lengths/chosen": pairs.chosen_len_B,
+        "lengths/rejected": pairs.rejected_len_B,
+    }
+
+
+def _of_pairs(pairs: Pairs, rows: Sequence[PairRow], margin_B: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """What is shown of pairs besides."""
+    columns = {"num_pairs": torch.ones_like(pairs.chosen_B), "num_tokens": pairs.chosen_len_B + pairs.rejected_len_B}
+    if margin_B is not None:
+        gap_B = torch.tensor([_gap(row) for row in rows], dtype=torch.float64, device=margin_B.device)
+        columns[_ORDERED] = (gap_B != 0) & (gap_B.sign() == margin_B.sign())
+        columns[_COMPARED] = gap_B != 0
+    if pairs.value_B is not None:
+        value_B = pairs.value_B.detach()
+        columns["value/mean"] = value_B
+        if pairs.aux_chosen_B is not None and pairs.aux_rejected_B is not None:
+            both_2B = torch.stack([pairs.aux_chosen_B, pairs.aux_rejected_B])
+            columns["value/error"] = (both_2B - value_B).abs().mean(0)
+    return columns
+
+
+def _gap(row: PairRow) -> float:
+    """Reward of the chosen answer less that of the rejected one; 0 where pairs came without."""
+    return 0.0 if row.score_chosen is None or row.score_rejected is None else row.score_chosen - row.score_rejected
+
+
+def _objective_margin(terms: Sequence[Term]) -> torch.Tensor | None:
+    """The objective's margin of each row, of several the weighted sum; None where none has one."""
+    found = [(term.weight_B, term.logit_B) for term in terms if term.logit_B is not None]
+    if not found:
+        return None
+    if len(found) == 1:
+        return found[0][1].detach()
+    return torch.stack([(weight_B * logit_B).detach() for weight_B, logit_B in found]).sum(0)
+
+
+def _ends(groups: Groups, rows: Sequence[GroupRow]) -> Pairs:
+    """The best answer of each group against its worst one."""
+    device = groups.logp_GK.device
+    every = torch.arange(len(rows), device=device)
+    best = torch.tensor([row.best for row in rows], device=device)
+    worst = torch.tensor([row.worst for row in rows], device=device)
+    return Pairs(
+        groups.logp_GK[every, best],
+        groups.logp_GK[every, worst],
+        groups.ref_logp_RGK[:, every, best],
+        groups.ref_logp_RGK[:, every, worst],
+        groups.len_GK[every, best],
+        groups.len_GK[every, worst],
+    )
+
+
+def _of_groups(groups: Groups) -> dict[str, torch.Tensor]:
+    """What is shown of groups besides."""
+    r_GK = groups.logp_GK.detach()
+    if len(groups.ref_logp_RGK):
+        r_GK = r_GK - groups.ref_logp_RGK[0]
+    likelier_GKK = r_GK[:, :, None] > r_GK[:, None, :]
+    better_GKK = groups.rewards_GK[:, :, None] > groups.rewards_GK[:, None, :]
+    better_GKK &= groups.mask_GK[:, :, None] & groups.mask_GK[:, None, :]
+    return {
+        "num_groups": torch.ones_like(groups.len_GK[:, 0]),
+        "num_tokens": groups.len_GK.sum(-1),
+        _ORDERED: (better_GKK & likelier_GKK).sum((1, 2)),
+        _COMPARED: better_GKK.sum((1, 2)),
+    }
+
+
 @dataclass(slots=True)
 class StepMetrics:
-    """Sums over this rank's pairs, in float64; `over_all_ranks` makes them means."""
+    """Sums over this rank's rows, in float64; `over_all_ranks` makes them means."""
 
     beta: float
     gate_floor: float
-    _sums: torch.Tensor = field(default_factory=lambda: torch.zeros(len(_NAMES), dtype=torch.float64))
-    _num_pairs: int = 0
-    _num_tokens: float = 0.0
+    counts: dict[str, int]
+    _sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    _spread: list[torch.Tensor] = field(default_factory=list)
 
-    def add(self, pairs: Pairs, loss_B: torch.Tensor) -> None:
-        """Add some pairs; with several references, the first one's log-ratios are shown."""
-        r_w = (pairs.chosen_B - pairs.ref_chosen_RB[0]).detach().double()
-        r_l = (pairs.rejected_B - pairs.ref_rejected_RB[0]).detach().double()
-        columns = (
-            loss_B,
-            self.beta * r_w,
-            self.beta * r_l,
-            self.beta * (r_w - r_l),
-            r_w > r_l,
-            pairs.chosen_B.detach(),
-            pairs.rejected_B.detach(),
-            r_l > self.gate_floor,
-            (r_l != 0) & (r_l.abs() <= self.gate_floor),
-        )
-        self._sums += torch.stack([column.double().sum() for column in columns]).cpu()
-        self._num_pairs += len(loss_B)
-        self._num_tokens += float((pairs.chosen_len_B + pairs.rejected_len_B).sum())
+    def add(self, batch: Pairs | Groups, rows: Sequence[Row], terms: Sequence[Term], *, num_rows: int) -> None:
+        """Add a micro-batch; of a dummy row only the names count.
+
+        Args:
+            num_rows: rows that are real, all or none.
+        """
+        margin_B = _objective_margin(terms)
+        if isinstance(batch, Groups):
+            of_groups = cast(Sequence[GroupRow], rows)
+            pairs, besides = _ends(batch, of_groups), _of_groups(batch)
+        else:
+            pairs, besides = batch, _of_pairs(batch, cast(Sequence[PairRow], rows), margin_B)
+        columns = {"loss": self._loss(terms), **_contrast(pairs, beta=self.beta, gate_floor=self.gate_floor), **besides}
+        if margin_B is not None:
+            columns["margins/objective"] = margin_B
+        sums = torch.stack([column[:num_rows].double().sum() for column in columns.values()]).cpu()
+        for name, value in zip(columns, sums, strict=True):
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        if all(name in columns for name in _SPREAD):
+            self._spread.append(torch.stack([columns[name][:num_rows] for name in _SPREAD]))
+
+    def _loss(self, terms: Sequence[Term]) -> torch.Tensor:
+        """What each row adds to the loss, times the rows of the global batch."""
+        parts = [
+            (term.loss_B * term.weight_B).detach().double() * (self.counts["pairs"] / self.counts[term.normaliser])
+            for term in terms
+        ]
+        return torch.stack(parts).sum(0)
 
     def over_all_ranks(self, device: torch.device) -> dict[str, float]:
-        """Means over the pairs of all ranks, and the numbers of pairs and answer tokens."""
-        counts = torch.tensor([self._num_pairs, self._num_tokens], dtype=torch.float64)
-        totals = torch.cat([self._sums, counts]).to(device)
+        """The metrics of the global batch; a call that all ranks make together."""
+        totals = torch.stack(list(self._sums.values())).to(device)
         dist.all_reduce(totals)
-        *sums, num_pairs, num_tokens = totals.tolist()
-        means = {name: value / num_pairs for name, value in zip(_NAMES, sums, strict=True)}
-        return means | {"num_pairs": num_pairs, "num_tokens": num_tokens}
+        found = dict(zip(self._sums, totals.tolist(), strict=True))
+        ordered, compared = found.pop(_ORDERED, 0.0), found.pop(_COMPARED, 0.0)
+        kept = {name: found.pop(name) for name in _TOTALS if name in found}
+        metrics = {name: value / self.counts["pairs"] for name, value in found.items()}
+        if compared:
+            metrics["agreement"] = ordered / compared
+        return metrics | self._quantiles(device) | kept
+
+    def _quantiles(self, device: torch.device) -> dict[str, float]:
+        """Quantiles over the global batch of what has a spread."""
+        if not self._spread:
+            return {}
+        mine = torch.cat(self._spread, dim=1)
+        most = -(-self.counts["pairs"] // dist.get_world_size())
+        padded = torch.full((len(_SPREAD), most), torch.nan, dtype=torch.float64, device=device)
+        padded[:, : mine.shape[1]] = mine
+        parts = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, padded)
+        values = torch.cat(parts, dim=1)
+        known = values[:, ~values[0].isnan()]
+        levels = torch.tensor(list(_QUANTILES.values()), dtype=torch.float64, device=device)
+        found = torch.quantile(known, levels, dim=1).T.tolist()
+        return {
+            f"{name}/{level}": value
+            for name, row in zip(_SPREAD, found, strict=True)
+            for level, value in zip(_QUANTILES, row, strict=True)
+        }

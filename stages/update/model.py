@@ -113,6 +113,15 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
+def persistent_buffers(model: torch.nn.Module) -> set[str]:
+    """The names of the buffers that belong to a model's weights."""
+    persistent = set()
+    for prefix, child in model.named_modules():
+        local = set(child._buffers) - child._non_persistent_buffers_set
+        persistent |= {f"{prefix}.{name}" if prefix else name for name in local}
+    return persistent
+
+
 def copy_tokenizer(source: Path, target: Path, *, pad_token: str | None) -> None:
     """Carry the tokenizer and generation config over, byte for byte unless a pad token was asked for."""
     for pattern in _CARRIED:

@@ -8,7 +8,6 @@ the loss ln 2 to the last bit, whatever the layout. Later steps use the table ma
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from stages.errors import StageError
 from stages.protocols import Weights
 from stages.update import deepspeed_engine
-from stages.update.batching import deal, global_batches, num_steps, token_batch
+from stages.update.batching import deal, global_batches, token_batch
 from stages.update.config import FLOAT32_GATE_FLOOR, UpdateConfig
+from stages.update.forward import Forward, refuse_without_auxiliary
 from stages.update.logps import answer_logps
-from stages.update.metrics import StepMetrics, UpdateSummary
+from stages.update.metrics import UpdateSummary
 from stages.update.model import copy_tokenizer, load_policy, read_weights, save_policy
-from stages.update.objectives.base import Loss, Pairs
-from stages.update.rows import AnswerRow, PairRow, answers_of
-from stages.update.schedule import learning_rate_at
+from stages.update.objectives.base import Loss
+from stages.update.rows import AnswerRow, Row, answers_of, rows_a_forward
+from stages.update.step import Stepper, refuse_nonfinite
+from stages.update.value_head import ValueHead, hidden_width
 
 LN2 = math.log(2)
 _GATE_SAMPLE = 32  # answers whose log-probs are measured in two layouts
@@ -52,6 +52,7 @@ class Trainer:
         self._engine: Any = None
         self._weights: Weights | None = None
         self._num_steps = 0
+        self._value_head: ValueHead | None = None
 
     # ---- weights ----------------------------------------------------------------------------------------------------
 
@@ -73,23 +74,25 @@ class Trainer:
         self._engine = deepspeed_engine.start_engine(model, self.config, dtype=self.dtype, device=self.device)
         if weights.master is not None:
             deepspeed_engine.set_float32_state(self._engine, read_weights(weights.master))
-        self._weights, self._num_steps = weights, 0
+        self._weights, self._num_steps, self._value_head = weights, 0, None
 
     def save(self, folder: Path) -> None:
         """Write policy and tokenizer to ``folder/policy``, and a float32 master to ``folder/master`` if one is needed.
 
-        Rank 0 writes; the weights are gathered on all.
+        A value head that the update trained goes to ``folder/value_head``. Rank 0 writes; weights are gathered on all.
         """
         assert self._engine is not None and self._weights is not None
         state = deepspeed_engine.float32_state(self._engine)
         for tensor in state.values():
-            self._refuse_nonfinite(tensor, self._num_steps - 1, "policy")
+            refuse_nonfinite(tensor, "policy", step=self._num_steps - 1, config=self.config)
         if self.rank == 0:
             targets = {"policy": self.dtype} | ({} if self.dtype == "float32" else {"master": "float32"})
             for name, dtype in targets.items():
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 save_policy(deepspeed_engine.model_of(self._engine), folder / name, state, dtype=dtype)
                 copy_tokenizer(self._weights.path, folder / name, pad_token=self._pad_token)
+            if self._value_head is not None:
+                self._value_head.save(folder / "value_head")
         dist.barrier()
 
     # ---- log-probs --------------------------------------------------------------------------------------------------
@@ -135,42 +138,81 @@ class Trainer:
 
     def update(
         self,
-        rows: Sequence[PairRow],
+        rows: Sequence[Row],
         references: Sequence[Mapping[str, float]],
         *,
-        from_reference: bool,
+        own_reference: int | None,
         seed: int,
         on_step: Callable[[dict[str, float]], None] | None = None,
+        value_head: Path | None = None,
     ) -> UpdateSummary:
-        """Every epoch over `rows` under the configured objective.
+        """Every epoch over `rows` under the configured objectives.
 
         Args:
-            rows: all pairs, the same on every rank.
+            rows: all pairs, or all groups; the same on every rank.
             references: for each reference, log-probs by response id.
-            from_reference: whether the weights now held are the (only) reference's.
+            own_reference: the place of the reference whose weights are held now; None if none's are.
             seed: of the shuffle.
             on_step: called on rank 0 after every optimizer step with the step's metrics.
+            value_head: a saved one to go on from, where the objectives need one; None: a new one.
         """
-        config = self.config
-        total = num_steps(len(rows), size=config.global_batch_size, num_epochs=config.num_train_epochs)
-        gate_floor = self._gate_floor(rows) if any(loss.gated for loss in config.losses()) else None
-        losses = config.losses(gate_floor=gate_floor)
+        batches = [
+            [rows[i] for i in batch]
+            for batch in global_batches(
+                len(rows), size=self.config.global_batch_size, num_epochs=self.config.num_train_epochs, seed=seed
+            )
+        ]
+        stepper = self._stepper(rows, references, len(batches), value_head)
+        at_ln2 = own_reference is not None and len(references) == 1 and _starts_at_ln2(stepper.losses)
         first: dict[str, float] = {}
         last: dict[str, float] = {}
-        batches = global_batches(
-            len(rows), size=config.global_batch_size, num_epochs=config.num_train_epochs, seed=seed
-        )
         for step, batch in enumerate(batches):
-            own_reference = from_reference and step == 0
-            last = self._step([rows[i] for i in batch], references, losses, gate_floor, own_reference, step, total)
+            self._num_steps += 1  # before it: a step that is refused may have changed the weights
+            last = stepper(step, batch, own_reference=own_reference if step == 0 else None)
             first = first or last
-            if own_reference and len(losses) == 1 and losses[0].objective.starts_at_ln2(losses[0].params):
+            if at_ln2 and step == 0:
                 assert last["loss"] == float(torch.tensor(LN2)), f"the first loss is {last['loss']!r}, not ln 2"
             if on_step is not None and self.rank == 0:
                 on_step(last)
-        return UpdateSummary(total, len(rows), first, last, gate_floor)
+        return UpdateSummary(len(batches), len(rows), first, last, stepper.gate_floor)
 
-    def _gate_floor(self, rows: Sequence[PairRow]) -> float:
+    def _stepper(
+        self,
+        rows: Sequence[Row],
+        references: Sequence[Mapping[str, float]],
+        num_steps: int,
+        value_head: Path | None,
+    ) -> Stepper:
+        config = self.config
+        if "auxiliary" in config.needs:
+            refuse_without_auxiliary(rows)
+        gate_floor = self._gate_floor(rows) if any(loss.gated for loss in config.losses()) else None
+        losses = config.losses(gate_floor=gate_floor)
+        self._value_head = self._start_value_head(losses, value_head)
+        return Stepper(
+            config=config,
+            engine=self._engine,
+            device=self.device,
+            losses=losses,
+            gate_floor=gate_floor,
+            forward=Forward(self._engine, self.device, references, needs=config.needs, value_head=self._value_head),
+            value_head=self._value_head,
+            num_steps=num_steps,
+            forward_size=rows_a_forward(rows, micro_batch_size=config.micro_batch_size),
+        )
+
+    def _start_value_head(self, losses: Sequence[Loss], saved: Path | None) -> ValueHead | None:
+        """The value head that the objectives need, if one does; its learning rate is the first such objective's."""
+        rate = next((loss.params.value_learning_rate for loss in losses if "value" in loss.objective.needs), None)
+        if rate is None:
+            return None
+        width = hidden_width(deepspeed_engine.model_of(self._engine))
+        head = ValueHead(width, learning_rate=rate, device=self.device)
+        if saved is not None:
+            head.restore(saved)
+        return head
+
+    def _gate_floor(self, rows: Sequence[Row]) -> float:
         if self.config.gate_floor is not None:
             return self.config.gate_floor
         if self.dtype == "float32":
@@ -179,76 +221,8 @@ class Trainer:
         dist.broadcast_object_list(floor, src=0)
         return floor[0]
 
-    def _step(
-        self,
-        batch: Sequence[PairRow],
-        references: Sequence[Mapping[str, float]],
-        losses: Sequence[Loss],
-        gate_floor: float | None,
-        own_reference: bool,
-        step: int,
-        total: int,
-    ) -> dict[str, float]:
-        """One optimizer step on one global batch; its metrics, over all ranks."""
-        started = time.monotonic()
-        rate = learning_rate_at(step, total, self.config)
-        deepspeed_engine.set_learning_rate(self._engine, rate)
-        metrics = StepMetrics(
-            beta=next((loss.beta for loss in losses if loss.beta is not None), 1.0), gate_floor=gate_floor or 0.0
-        )
-        counts = {"pairs": len(batch), "tokens": sum(len(row.chosen_token_ids) for row in batch)}
-        parts = deal(
-            range(len(batch)),
-            rank=self.rank,
-            world_size=self.world_size,
-            micro_batch_size=self.config.micro_batch_size,
-        )
-        for part in parts:
-            rows = [batch[i] for i in part]
-            pairs = self._pairs(rows or [batch[0]], references, own_reference)
-            self._refuse_nonfinite(torch.cat([pairs.chosen_B, pairs.rejected_B]), step, "log-probs")
-            terms = [term for loss in losses for term in loss(pairs)]
-            real = 1.0 if rows else 0.0
-            shares = [(term.loss_B * term.weight_B).sum() / counts[term.normaliser] for term in terms]
-            # DeepSpeed averages over the ranks; the loss is a mean over the global batch.
-            self._engine.backward(torch.stack(shares).sum() * self.world_size * real)
-            if rows:
-                metrics.add(pairs, torch.stack([(term.loss_B * term.weight_B).detach() for term in terms]).sum(0))
-        self._engine.step()
-        self._num_steps += 1
-        grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
-        self._refuse_nonfinite(torch.tensor(grad_norm), step, "gradient")
-        return {
-            "step": step + 1,
-            "steps": total,
-            **metrics.over_all_ranks(self.device),
-            "grad_norm": grad_norm,
-            "learning_rate": rate,
-            "step_s": time.monotonic() - started,
-        }
 
-    def _pairs(self, rows: Sequence[PairRow], references: Sequence[Mapping[str, float]], own_reference: bool) -> Pairs:
-        """Log-probs of some pairs: one forward over chosen and rejected answers together."""
-        chosen, rejected = [r.chosen_token_ids for r in rows], [r.rejected_token_ids for r in rows]
-        batch = token_batch([r.prompt_token_ids for r in rows] * 2, chosen + rejected)
-        logps_N = answer_logps(self._engine, batch, self.device)
-        chosen_B, rejected_B = logps_N.chunk(2)
-        if own_reference:
-            ref_chosen_RB, ref_rejected_RB = chosen_B.detach()[None], rejected_B.detach()[None]
-        else:
-            ref_chosen_RB = self._tensor([[ref[row.chosen_id] for row in rows] for ref in references])
-            ref_rejected_RB = self._tensor([[ref[row.rejected_id] for row in rows] for ref in references])
-        lengths = [self._tensor([len(ids) for ids in answers]) for answers in (chosen, rejected)]
-        return Pairs(chosen_B, rejected_B, ref_chosen_RB, ref_rejected_RB, *lengths)
-
-    def _refuse_nonfinite(self, values: torch.Tensor, step: int, what: str) -> None:
-        if not torch.isfinite(values).all():
-            raise StageError(
-                f"update, step {step + 1}",
-                wanted=f"a finite {what}",
-                got="NaN or infinity",
-                fix=f"lower update.learning_rate (now {self.config.learning_rate:g}); the last policy stands",
-            )
-
-    def _tensor(self, values: Any) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self.device)
+def _starts_at_ln2(losses: Sequence[Loss]) -> bool:
+    """Whether the loss is ln 2 where the policy is the only reference."""
+    alone = losses[0]
+    return len(losses) == 1 and alone.weight == 1 and alone.objective.starts_at_ln2(alone.params)

@@ -34,9 +34,11 @@ class Prefloop:
         out, err = process.communicate(timeout=400)
         return Outcome(process.returncode, out, err)
 
-    def interrupted(self, *overrides: str, when: Callable[[], bool]) -> Outcome:
+    def interrupted(
+        self, *overrides: str, when: Callable[[], bool], config: str | Path = "configs/quickstart.yaml"
+    ) -> Outcome:
         """Started as in a terminal, and sent Ctrl-C (to the whole process group) once `when` holds."""
-        process = self._start("configs/quickstart.yaml", overrides)
+        process = self._start(config, overrides)
         while process.poll() is None and not when():
             time.sleep(0.05)
         if process.poll() is None:

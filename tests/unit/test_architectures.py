@@ -99,7 +99,7 @@ def trained(folder: Path, out: Path, rows: list[PairRow], dtype: str) -> dict[st
     trainer.load(Weights.found(folder, round=0))
     answers = answers_of(rows)
     before = trainer.logps(answers)
-    trainer.update(rows, [before], from_reference=True, seed=1)
+    trainer.update(rows, [before], own_reference=0, seed=1)
     after = trainer.logps(answers)
     trainer.save(out)
     master = out / "master" if (out / "master").exists() else None

@@ -45,7 +45,7 @@ def open_reward(models, folder):
     sets = [f"policy.path={models / 'policy'}", "evaluate=null", f"prompts.path={models / 'prompts.jsonl'}"]
     shop = workshop(models / f"run-{next(NUMBERS)}", *sets, f"score.rewards=[{{type: model, path: {folder}}}]")
     (found,) = shop.sources.of(1).rewards
-    CheckTokenizers((shop.sources.policy.path, None, "policy.path"), [(found.folder, None, found.key)])(None)
+    CheckTokenizers((shop.sources.policy.path, None, "policy.path"), [(found.folder, None, found.key)], [])(None)
     model = RewardModel(found.config, name="r", folder=found.folder, key=found.key, num_threads=1, use_gpu=False)
     return model(["The old mill"], [" stands <new99>"], {})
 

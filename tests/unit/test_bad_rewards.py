@@ -13,6 +13,7 @@ from here import workshop
 from refusals import refuse_published, refused
 
 from pipeline.artifacts import StageFolder
+from pipeline.policies import Policies
 from pipeline.round import Round
 from stages.contracts import CANDIDATES, PROMPTS
 from stages.errors import InputError, StageError
@@ -162,7 +163,7 @@ class Bench:
             target,
         )
         shop = workshop(self.folder, *sets, "pair.min_margin=0", *overrides)
-        return Round(shop, 1, shop.sources.policy, ())
+        return Round(shop, 1, Policies(shop.sources.policy, shop.sources.policy))
 
     def tables(self, rnd):
         """Prompts and their candidates, as an engine would have published them."""
@@ -186,11 +187,11 @@ def bench(tmp_path, modules, policy):
 def test_a_reward_that_fails_in_the_second_shard_can_be_mended_and_what_came_before_it_is_kept(bench):
     broken = bench.round(before="assert 'asked 2' not in prompts[0], 'not this one'")
     tables = bench.tables(broken)
-    refused(lambda: broken.score(*tables), "not this one", kind=StageError)
+    refused(lambda: broken.data.score(*tables), "not this one", kind=StageError)
     refuse_published(broken.folder / "scored")
     before = [file.stat().st_mtime_ns for folder in tables for file in sorted(folder.path.glob("part-*"))]
     mended = bench.round()
-    assert mended.score(*tables).is_closed()
+    assert mended.data.score(*tables).is_closed()
     assert before == [file.stat().st_mtime_ns for folder in tables for file in sorted(folder.path.glob("part-*"))]
 
 
@@ -199,12 +200,12 @@ def test_a_reward_that_failed_once_goes_on_where_it_stopped(bench):
     once = f"assert 'asked 2' not in prompts[0] or {up}"
     rnd = bench.round(before=once)
     tables = bench.tables(rnd)
-    refused(lambda: rnd.score(*tables), kind=StageError)
+    refused(lambda: rnd.data.score(*tables), kind=StageError)
     first = rnd.folder / "scored" / "part-00000.parquet"
     published = first.stat().st_mtime_ns
     refuse_published(rnd.folder / "scored")
     (bench.folder / "up").touch()
-    assert bench.round(before=once).score(*tables).is_closed()
+    assert bench.round(before=once).data.score(*tables).is_closed()
     assert first.stat().st_mtime_ns == published
 
 
@@ -221,24 +222,24 @@ def test_a_reward_that_failed_once_goes_on_where_it_stopped(bench):
 def test_rewards_that_say_nothing_stop_the_round_and_give_way_to_others(bench, value, says):
     rnd = bench.round(value=value)
     tables = bench.tables(rnd)
-    refused(lambda: rnd.score(*tables), "score", says, kind=StageError)
+    refused(lambda: rnd.data.score(*tables), "score", says, kind=StageError)
     refuse_published(rnd.folder / "scored")
     mended = bench.round()
-    pairs = mended.pair(*tables, mended.score(*tables))
+    pairs = mended.data.pair(*tables, mended.data.score(*tables))
     assert pairs.is_closed() and sum(entry.rows for entry in pairs.entries()) > 0
 
 
 def test_a_round_without_a_pair_tells_the_fates_and_the_spread_and_gives_way_to_another_rule(bench):
     rnd = bench.round("pair.min_margin=1000")
     tables = bench.tables(rnd)
-    scored = rnd.score(*tables)
+    scored = rnd.data.score(*tables)
     before = (scored.path / "part-00000.parquet").stat().st_mtime_ns
     says = ("none from 4 prompts", "gap_too_small", "duplicate_answers", "rewards from", "pair.min_margin")
-    refused(lambda: rnd.pair(*tables, scored), *says, kind=StageError)
+    refused(lambda: rnd.data.pair(*tables, scored), *says, kind=StageError)
     refuse_published(rnd.folder / "pairs")
     refuse_published(rnd.folder / "fates")
     mended = bench.round("pair.min_margin=0.5")
-    assert mended.pair(*tables, mended.score(*tables)).is_closed()
+    assert mended.data.pair(*tables, mended.data.score(*tables)).is_closed()
     assert (scored.path / "part-00000.parquet").stat().st_mtime_ns == before
 
 
@@ -251,5 +252,5 @@ def test_empty_answers_of_a_whole_round_are_one_answer_and_no_pair(bench):
         column = table.schema.get_field_index("response")
         parts.append(table.set_column(column, table.schema.field(column), pa.array([""] * table.num_rows)))
     written_run.publish(empty, parts)
-    scored = rnd.score(prompts, empty)
-    refused(lambda: rnd.pair(prompts, empty, scored), "duplicate_answers 4", "sample.temperature", kind=StageError)
+    scored = rnd.data.score(prompts, empty)
+    refused(lambda: rnd.data.pair(prompts, empty, scored), "duplicate_answers 4", "sample.temperature", kind=StageError)

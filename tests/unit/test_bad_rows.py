@@ -12,10 +12,10 @@ import tiny_models
 from refusals import refuse_published, refused
 
 from pipeline.artifacts import StageFolder
-from pipeline.config import PairsConfig
 from pipeline.jobs.inputs import PreparePairs, PreparePrompts, PrepareTexts
 from pipeline.prompt_files import WHOLE
 from pipeline.prompts import Form
+from pipeline.sections import PairsConfig
 from pipeline.sources import DataSource
 from stages.contracts import PAIRS, PROMPTS, TEXTS
 from stages.errors import InputError

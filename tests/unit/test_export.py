@@ -52,6 +52,16 @@ def test_an_unfinished_last_round_is_left_out_aloud_and_refused_where_it_is_name
     refused(lambda: exported(run, 2), "round-0002", "not finished", "--round", kind=InputError)
 
 
+def test_a_round_whose_objective_takes_no_reference_is_exported_without_its_log_probs(run, capsys):
+    shutil.rmtree(run / "round-0002" / "reference_logps")
+    of_round_2 = [row for row in exported(run) if row["round"] == 2]
+    assert of_round_2 and all(row["ref_chosen_logps"] is row["ref_rejected_logps"] is None for row in of_round_2)
+    assert "takes no reference" in capsys.readouterr().out
+    (run / "round-0002" / "policy" / "manifest.json").unlink()
+    assert {row["round"] for row in exported(run)} == {1}
+    assert "no reference_logps yet" in capsys.readouterr().out
+
+
 def test_an_unfinished_round_before_a_finished_one_is_refused(run):
     (run / "round-0001" / "pairs" / "manifest.json").unlink()
     refused(lambda: exported(run), "round-0001", "its pairs are not finished", kind=InputError)

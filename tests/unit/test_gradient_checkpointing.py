@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import on_ranks
-from test_trainer import BASE, SEED, some_rows
+from trainer_cases import BASE, SEED, some_rows
 
 from stages.errors import ConfigError
 from stages.protocols import Weights
@@ -46,7 +46,7 @@ def updated_with(folder: Path, kinds: list[tuple[str, int]]):
             trainer.load(Weights.found(folder, round=0))
             rows = some_rows(5)
             kept = kept_bytes(trainer._engine)
-            trainer.update(rows, [trainer.logps(answers_of(rows))], from_reference=True, seed=SEED)
+            trainer.update(rows, [trainer.logps(answers_of(rows))], own_reference=0, seed=SEED)
             weights = trainer._engine.module.parameters()
             shared_out = any(getattr(p, "ds_tensor", p).numel() < getattr(p, "ds_numel", 0) for p in weights)
             found.append((deepspeed_engine.float32_state(trainer._engine), kept, shared_out))

@@ -253,12 +253,16 @@ def test_many_steps_become_few_points_with_the_same_mean():
     assert round_settings(settings, 2)["update"] == {"beta": 0.5, "loss_type": "minor_dpo"}
 
 
-def test_log_ratios_are_in_nats_under_each_rounds_own_beta():
-    steps = {1: [{"rewards/chosen": 0.2, "rewards/rejected": 0.1}], 2: [{"rewards/chosen": 0.2}]}
-    settings = {"rounds": [{}, {"update": {"beta": 0.5}}], "update": {"beta": 0.1}}
-    chosen, rejected = step_curves(steps, settings)[0].series
-    assert chosen.values == pytest.approx([2.0, 0.4])
-    assert rejected.values == [pytest.approx(1.0), None]
+def test_log_ratios_are_drawn_in_nats_with_the_band_between_their_tenths():
+    step = {"log_ratios/chosen": 2.0, "log_ratios/chosen/p10": 1.0, "log_ratios/chosen/p90": 5.0}
+    chart = step_curves({1: [step, step], 2: [{"log_ratios/rejected": -1.0}]}, {})[0]
+    chosen, rejected = chart.series
+    assert chosen.values == [2.0, 2.0, None] and rejected.values == [None, None, -1.0]
+    assert chosen.band == [(1.0, 5.0), (1.0, 5.0), None] and rejected.band == [None] * 3
+    drawn = draw(chart)
+    assert [len(line.bands) for line in drawn.lines] == [1, 0]
+    corners = [tuple(map(float, corner.split())) for corner in drawn.lines[0].bands[0].strip("MZ").split("L")]
+    assert len(corners) == 4 and corners[0][1] == corners[1][1] < drawn.lines[0].points[0][1] < corners[2][1]
 
 
 finite = st.floats(-1e6, 1e6)

@@ -33,7 +33,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory):
-    return written_run.write_run(tmp_path_factory.mktemp("runs"), "pair={strategy: groups}")
+    return written_run.write_run(tmp_path_factory.mktemp("runs"), "pair={strategy: groups}", "update.loss_type=exo")
 
 
 def sets(run, *more):

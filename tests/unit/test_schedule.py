@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from pipeline.config import StopConfig
 from pipeline.schedule import add_rounds, asked_rounds, parse_addition, reason_to_stop
+from pipeline.sections import StopConfig
 from pipeline.watch import Watch
 from stages.errors import ConfigError
 

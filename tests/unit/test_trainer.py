@@ -2,157 +2,74 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
 import torch
 from ranks import on_ranks
+from trainer_cases import BASE, OBJECTIVES, QUICK, SEED, Case, all_updated, difference, plain, some_rows, updated
+from trainer_laws import check_metrics, check_steps
 
 from stages.errors import StageError
 from stages.protocols import Weights
-from stages.update.batching import global_batches, token_batch
+from stages.update.batching import token_batch
 from stages.update.config import UpdateConfig
 from stages.update.logps import answer_logps
 from stages.update.model import load_policy, read_weights
 from stages.update.objectives.base import Pairs
-from stages.update.objectives.dpo import DPOParams, dpo
 from stages.update.objectives.minor_dpo import MinorDPOParams, minor_dpo
-from stages.update.rows import PairRow, answers_of
-from stages.update.schedule import learning_rate_at
-
-SEED = 5
-BASE = {"learning_rate": 1e-4, "global_batch_size": 4, "micro_batch_size": 2, "max_grad_norm": 0.5}
-
-
-def some_rows(count: int) -> list[PairRow]:
-    """Pairs of unequal lengths."""
-    rng = random.Random(1)
-
-    def digits(most):
-        return [rng.randint(4, 13) for _ in range(rng.randint(1, most))]
-
-    return [
-        PairRow(f"{i:02d}", f"c{i}", f"r{i}", [1, *digits(5), 14], [*digits(6), 2], [*digits(6), 2])
-        for i in range(count)
-    ]
-
-
-def updated(folder: Path, count: int, options: dict, out: Path | None = None):
-    """One rank's view of an update: metrics by step, and the weights after it."""
-    from stages.update import deepspeed_engine
-    from stages.update.worker import Trainer
-
-    trainer = Trainer(UpdateConfig(**BASE | options), dtype="float32", pad_token=None, num_threads=1)
-    start = Weights.found(folder, round=0)
-    trainer.load(start)
-    rows, steps = some_rows(count), []
-    references = [trainer.logps(answers_of(rows))]
-    trainer.update(rows, references, from_reference=True, seed=SEED, on_step=steps.append)
-    state = deepspeed_engine.float32_state(trainer._engine)
-    if out is not None:
-        trainer.save(out)
-    return {"steps": steps, "state": state, "references": references[0]}
-
-
-def several(folder: Path, cases: list[tuple[int, dict]]):
-    return [updated(folder, count, options) for count, options in cases]
-
-
-def plain(folder: Path, count: int, options: dict) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """The same update in plain torch: one pair at a time, no DeepSpeed, no own reference.
-
-    Returns:
-        The weights after it, and each step's gradient norm before clipping.
-    """
-    config = UpdateConfig(**BASE | options)
-    policy, reference = load_policy(folder, dtype="float32"), load_policy(folder, dtype="float32")
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1.0, weight_decay=config.weight_decay)
-    rows, device, norms = some_rows(count), torch.device("cpu"), []
-    batches = list(global_batches(count, size=config.global_batch_size, num_epochs=config.num_train_epochs, seed=SEED))
-    for step, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, len(batches), config)
-        optimizer.zero_grad()
-        for i in batch:
-            row = rows[i]
-            ours, theirs = [
-                torch.cat(
-                    [
-                        answer_logps(model, token_batch([row.prompt_token_ids], [answer]), device)
-                        for answer in (row.chosen_token_ids, row.rejected_token_ids)
-                    ]
-                )
-                for model in (policy, reference)
-            ]
-            theirs = ours.detach() if step == 0 else theirs.detach()
-            ones = torch.ones(1)
-            pairs = Pairs(ours[:1], ours[1:], theirs[None, :1], theirs[None, 1:], ones, ones)
-            terms = (
-                minor_dpo(pairs, MinorDPOParams(gate_floor=1e-3))
-                if config.loss_type == "minor_dpo"
-                else dpo(pairs, DPOParams())
-            )
-            (terms[0].loss_B.sum() / len(batch)).backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm).item())
-        optimizer.step()
-    return {name: p.detach() for name, p in policy.named_parameters()}, norms
-
-
-def difference(a: dict, b: dict, start: dict) -> float:
-    """The distance of two updates over the length of one."""
-    gap = torch.cat([(a[name] - b[name]).flatten() for name in start]).norm()
-    return float(gap / torch.cat([(b[name] - start[name]).flatten() for name in start]).norm())
-
+from stages.update.rows import answers_of
 
 # 11 pairs in batches of 4: the last batch of 3 is divided by neither ranks nor micro-batches.
-CASES = [
-    (11, {"zero_stage": 0}),
-    (11, {"zero_stage": 1}),
-    (11, {"zero_stage": 2}),
-    (11, {"zero_stage": 3}),
-    (11, {"loss_type": "dpo", "num_train_epochs": 2}),
-    (1, {"micro_batch_size": 1}),
-]
+CASES = {
+    **{f"ZeRO {stage}": Case(11, {"zero_stage": stage}) for stage in range(4)},
+    "dpo, two epochs": Case(11, {"loss_type": "dpo", "num_train_epochs": 2}),
+    "one pair": Case(1, {"micro_batch_size": 1}),
+}
+ALL = CASES | {name: OBJECTIVES[name] for name in QUICK}
 
 
 @pytest.fixture(scope="module")
 def results(policy_folder):
-    return {world: on_ranks(world, several, policy_folder, CASES) for world in (1, 2)}
+    return {world: on_ranks(world, all_updated, policy_folder, ALL, None) for world in (1, 2)}
 
 
+@pytest.fixture(scope="module")
+def in_plain_torch(policy_folder):
+    return {name: plain(policy_folder, case, None) for name, case in ALL.items()}
+
+
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: str(CASES[i]))
-def test_every_layout_takes_plain_torchs_steps(results, policy_folder, world, case):
-    start = read_weights(policy_folder)
-    expected, norms = plain(policy_folder, *CASES[case])
-    for rank in results[world]:
-        assert difference(rank[case]["state"], expected, start) < 2e-3
-    assert [step["grad_norm"] for step in results[world][0][case]["steps"]] == pytest.approx(norms, rel=1e-4)
-    assert min(norms) > UpdateConfig(**BASE).max_grad_norm, "clipping is part of the law"
+def test_every_layout_takes_plain_torchs_steps(results, in_plain_torch, policy_folder, world, name):
+    check_steps(results[world], *in_plain_torch[name], name, start=read_weights(policy_folder))
+    if name in CASES:
+        norms = [step["grad_norm"] for step in results[world][0][name]["steps"]]
+        assert min(norms) > UpdateConfig(**BASE).max_grad_norm, "clipping is part of the law"
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_first_loss_is_ln_2_to_the_last_bit_and_later_ones_are_not(results, world):
     ln2 = float(torch.tensor(2.0).log())
-    for case in results[world][0]:
-        assert case["steps"][0]["loss"] == ln2
-        assert all(step["loss"] != ln2 for step in case["steps"][1:])
+    for name in CASES:
+        first, *later = results[world][0][name]["steps"]
+        assert first["loss"] == ln2
+        assert all(step["loss"] != ln2 for step in later)
 
 
-def test_metrics_are_those_of_the_global_batch_and_carry_trls_names(results):
-    for one, two in zip(results[1][0], results[2][0], strict=True):
-        for a, b in zip(one["steps"], two["steps"], strict=True):
-            assert a.keys() >= {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"}
-            assert a.keys() >= {"logps/chosen", "logps/rejected", "grad_norm", "learning_rate"}
-            for name in a.keys() - {"step_s"}:
-                assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
+def test_metrics_are_those_of_the_global_batch_and_carry_trls_names(results, in_plain_torch):
+    for name in ALL:
+        for step in results[1][0][name]["steps"]:
+            assert step.keys() >= {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins"}
+            assert step.keys() >= {"rewards/accuracies", "logps/chosen", "logps/rejected", "grad_norm", "learning_rate"}
+        for ranks in results.values():
+            check_metrics(ranks[0][name]["steps"], in_plain_torch[name][1])
 
 
 def test_all_pairs_are_trained_on_and_only_rank_0_tells(results):
     for ranks in results.values():
-        assert [step["num_pairs"] for step in ranks[0][0]["steps"]] == [4, 4, 3]
-        assert all(not case["steps"] for rank in ranks[1:] for case in rank)
+        assert [step["num_pairs"] for step in ranks[0]["ZeRO 0"]["steps"]] == [4, 4, 3]
+        assert all(not case["steps"] for rank in ranks[1:] for case in rank.values())
 
 
 def test_reference_log_probs_are_the_models_and_complete_on_every_rank(results, policy_folder):
@@ -166,7 +83,7 @@ def test_reference_log_probs_are_the_models_and_complete_on_every_rank(results, 
         }
     for ranks in results.values():
         for rank in ranks:
-            assert rank[0]["references"] == pytest.approx(alone, abs=1e-4)
+            assert rank["ZeRO 0"]["references"] == pytest.approx(alone, abs=1e-4)
 
 
 def saved_and_loaded(folder: Path, out: Path, dtype: str, zero_stage: int):
@@ -177,7 +94,7 @@ def saved_and_loaded(folder: Path, out: Path, dtype: str, zero_stage: int):
     trainer = Trainer(UpdateConfig(**BASE | {"zero_stage": zero_stage}), dtype=dtype, pad_token=None, num_threads=1)
     trainer.load(Weights.found(folder, round=0))
     rows = some_rows(6)
-    summary = trainer.update(rows, [trainer.logps(answers_of(rows))], from_reference=True, seed=SEED)
+    summary = trainer.update(rows, [trainer.logps(answers_of(rows))], own_reference=0, seed=SEED)
     trained = deepspeed_engine.float32_state(trainer._engine)
     trainer.save(out)
     master = out / "master"
@@ -207,7 +124,7 @@ def test_a_round_goes_on_from_float32_whatever_the_policys_dtype(policy_folder, 
 def test_what_is_published_is_a_hugging_face_folder_with_its_tokenizer(policy_folder, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    (result,) = on_ranks(1, updated, policy_folder, 5, {}, tmp_path)
+    (result,) = on_ranks(1, updated, policy_folder, Case(5), None, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     assert all(torch.equal(p, result["state"][name]) for name, p in model.named_parameters())
     assert AutoTokenizer.from_pretrained(tmp_path / "policy")("48315>").input_ids == [1, 8, 12, 7, 5, 9, 14]
@@ -226,7 +143,7 @@ def after_updates(folder: Path, cases: list[dict], dtype: str):
         trainer = Trainer(config, dtype=dtype, pad_token=None, num_threads=1)
         trainer.load(Weights.found(folder, round=0))
         references = [trainer.logps(answers_of(rows))]
-        trainer.update(rows, references, from_reference=True, seed=SEED)
+        trainer.update(rows, references, own_reference=0, seed=SEED)
         states.append(deepspeed_engine.float32_state(trainer._engine))
     return states
 
@@ -254,7 +171,7 @@ def against_another_reference(folder: Path, reference: Path):
     theirs = trainer.logps(answers_of(rows))
     trainer.load(Weights.found(folder, round=1))
     ours = trainer.logps(answers_of(rows))
-    trainer.update(rows, [theirs], from_reference=False, seed=SEED, on_step=steps.append)
+    trainer.update(rows, [theirs], own_reference=None, seed=SEED, on_step=steps.append)
     return steps[0], ours, theirs
 
 
@@ -282,7 +199,7 @@ def diverging(folder: Path) -> str:
     trainer.load(Weights.found(folder, round=0))
     rows = some_rows(6)
     try:
-        trainer.update(rows, [trainer.logps(answers_of(rows))], from_reference=True, seed=SEED)
+        trainer.update(rows, [trainer.logps(answers_of(rows))], own_reference=0, seed=SEED)
     except StageError as error:
         return str(error)
     return "no error"

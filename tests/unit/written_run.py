@@ -59,7 +59,7 @@ def write_run(folder: Path, *overrides: str, rounds: int = 2) -> Path:
         write_json(run / f"round-{number:04d}" / "report.json", {"round": number} | report)
         if number:
             start = policies[number - 1]
-            lineage.settle(RoundRecord(number, start, [start], policy, "promote", "every result is", {}))
+            lineage.settle(RoundRecord(number, start, start, [start], policy, "promote", "every result is", {}))
     write_config(config)
     write_json(run / "final.json", describe(policies[-1], run))
     return run
@@ -177,6 +177,9 @@ def rewards(candidates, *, shift):
     return SCORED.table(row(*found) for found in enumerate(candidates.to_pylist()))
 
 
+SPREAD = {"": 0.0, "/p10": -0.3, "/p50": 0.05, "/p90": 0.4}
+
+
 def step(round, index):
     return {
         "round": round,
@@ -185,6 +188,9 @@ def step(round, index):
         "loss": math.log(2) - 0.1 * index,
         "rewards/chosen": 0.02 * index,
         "rewards/rejected": -0.05 * index,
+        **{f"log_ratios/chosen{at}": 0.2 * index + by for at, by in SPREAD.items()},
+        **{f"log_ratios/rejected{at}": -0.5 * index + by for at, by in SPREAD.items()},
+        "margins/objective": 0.07 * index,
         "rewards/accuracies": float(index > 0),
         "rejected_active": 0.25 * (index == 1),
     }

@@ -6,15 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from stages.errors import ConfigError
 from stages.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Logps = Literal["sum", "mean"]
+"""How the log-probs of an answer's tokens become one number."""
+
 Need = Literal["auxiliary", "value", "stream"]
-"""What an objective may need beside log-probs: auxiliary rewards, a value head, answers drawn from the reference."""
+"""What an objective may need beside log-probs: auxiliary rewards, a value head, answers drawn from the reference.
+
+One that needs a value head has the head's ``value_learning_rate`` among its parameters.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +50,20 @@ class Pairs:
     stream_logp_B: Tensor | None = None
     stream_len_B: Tensor | None = None
 
-    def log_ratios(self) -> tuple[Tensor, Tensor]:
-        """``r_w`` and ``r_l``, each [B], against the only reference; summed over tokens, in nats."""
+    def log_ratios(self, logps: Logps = "sum") -> tuple[Tensor, Tensor]:
+        """``r_w`` and ``r_l``, each [B], against the only reference; in nats a sequence, or (``mean``) a token."""
         assert self.ref_chosen_RB.shape[0] == 1, "an objective of one reference was given none or several"
-        return self.chosen_B - self.ref_chosen_RB[0], self.rejected_B - self.ref_rejected_RB[0]
+        return self.of_answers(self.chosen_B - self.ref_chosen_RB[0], self.rejected_B - self.ref_rejected_RB[0], logps)
+
+    def policy_logps(self, logps: Logps) -> tuple[Tensor, Tensor]:
+        """The policy's log-probs of the chosen and the rejected answers, in nats a sequence, or (``mean``) a token."""
+        return self.of_answers(self.chosen_B, self.rejected_B, logps)
+
+    def of_answers(self, sum_w: Tensor, sum_l: Tensor, logps: Logps) -> tuple[Tensor, Tensor]:
+        """Sums over the tokens of the chosen and the rejected answers as they are, or divided by their lengths."""
+        if logps == "sum":
+            return sum_w, sum_l
+        return sum_w / self.chosen_len_B, sum_l / self.rejected_len_B
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +108,42 @@ def term(loss_B: Tensor, *, normaliser: Literal["pairs", "tokens"] = "pairs", lo
     return Term(loss_B, torch.ones_like(loss_B), normaliser, logit_B)
 
 
+class LogRatioParams(Settings):
+    """Parameters of an objective of the log-ratios' difference."""
+
+    beta: float = Field(0.1, gt=0, description="strength of the pull towards the reference")
+    logps: Logps = Field(
+        "sum", description="log-ratios in nats a sequence, or their mean over the tokens; beta does not carry over"
+    )
+
+
 class BasedParams(Settings):
     """Parameters of an objective that builds on a pairwise one."""
 
     base: str = Field("dpo", description="the pairwise objective under this one")
     base_params: dict[str, Any] = Field({}, description="its parameters")
 
+    @field_validator("base")
+    @classmethod
+    def _pairwise(cls, name: str) -> str:
+        from stages.update.objectives.registry import find_objective
+
+        found = find_objective(name, key="base")
+        if found.rows != "pairs" or issubclass(found.params, BasedParams) or found.needs:
+            wanted = "a pairwise objective that neither builds on another nor needs more than log-probs"
+            raise ConfigError("base", wanted=wanted, got=name, fix="for example dpo")
+        return name
+
+    @model_validator(mode="after")
+    def _known_base_params(self) -> BasedParams:
+        self.base_loss()
+        return self
+
     def base_loss(self) -> Loss:
         """The pairwise objective under this one, with its parameters."""
         from stages.update.objectives.registry import find_loss
 
-        return find_loss(self.base, self.base_params)
+        return find_loss(self.base, self.base_params, key="base_params")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +160,8 @@ class Objective:
         needs: what it needs beside log-probs.
         gated: whether it has a kink at the rejected answer's log-ratio 0, and so the parameter ``gate_floor``.
         starts_at_ln2: whether, with such parameters, the loss is ln 2 where the policy is the reference.
+        params_at: ``params_at(params, step) -> params``, its parameters at an optimizer step, where they change. Steps
+            are counted from 0: over the run where it needs a value head, else over the round.
     """
 
     name: str
@@ -128,6 +172,7 @@ class Objective:
     needs: frozenset[Need] = frozenset()
     gated: bool = False
     starts_at_ln2: Callable[[Any], bool] = lambda _: False
+    params_at: Callable[[Any, int], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +185,11 @@ class Loss:
 
     def __call__(self, batch: Pairs | Groups) -> list[Term]:
         return [replace(part, weight_B=self.weight * part.weight_B) for part in self.objective.loss(batch, self.params)]
+
+    def at(self, step: int) -> Loss:
+        """Itself with the parameters that it has at an optimizer step."""
+        change = self.objective.params_at
+        return self if change is None else replace(self, params=change(self.params, step))
 
     @property
     def base(self) -> Loss | None:

@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from stages.settings import Settings
-from stages.update.objectives.base import Objective, Pairs, Term, term
+from stages.update.objectives.base import LogRatioParams, Objective, Pairs, Term, term
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class MinorDPOParams(Settings):
+class MinorDPOParams(LogRatioParams):
     """MinorDPO's parameters."""
 
-    beta: float = Field(0.1, gt=0)
     gate_floor: float = Field(0.0, ge=0, description="nats a sequence; a log-ratio up to this counts as rounding noise")
 
 
@@ -36,7 +34,8 @@ def minor_dpo(batch: Pairs, params: MinorDPOParams) -> list[Term]:
 
         -log sigmoid(beta * [r_w - gate(r_l)]),   r(y) = log policy(y) - log reference(y), in nats, summed
 
-    Where r_l > floor it is DPO, loss and gradient. Elsewhere the rejected answer gets no gradient at all.
+    Where r_l > floor it is DPO, loss and gradient. Elsewhere the rejected answer gets no gradient at all. With
+    ``logps: mean`` the gate is still one of sums, since the floor is in nats a sequence; means are taken after it.
 
     Raises:
         AssertionError: if a log-prob is not finite (the gate would read NaN as "closed").
@@ -46,7 +45,8 @@ def minor_dpo(batch: Pairs, params: MinorDPOParams) -> list[Term]:
 
     r_w, r_l = batch.log_ratios()
     assert torch.isfinite(r_w).all() and torch.isfinite(r_l).all(), "log-ratios must be finite"
-    h_B = params.beta * (r_w - gate(r_l, params.gate_floor))
+    r_w, r_l = batch.of_answers(r_w, gate(r_l, params.gate_floor), params.logps)
+    h_B = params.beta * (r_w - r_l)
     return [term(-logsigmoid(h_B), logit_B=h_B)]
 
 

@@ -13,33 +13,78 @@ from typing import Any
 from pydantic import ValidationError
 
 from stages.errors import ConfigError
-from stages.update.objectives import dpo, minor_dpo
+from stages.update.objectives import (
+    chi_po,
+    dpo,
+    dpop,
+    exo,
+    exo_pair,
+    hinge,
+    hpo,
+    ipo,
+    minor_dpo,
+    mpo,
+    mrpo,
+    nca_pair,
+    robust,
+    rpo,
+    sft,
+    simpo,
+    sppo,
+)
 from stages.update.objectives.base import BasedParams, Loss, Objective
 
-OBJECTIVES: dict[str, Objective] = {module.OBJECTIVE.name: module.OBJECTIVE for module in (minor_dpo, dpo)}
+OBJECTIVES: dict[str, Objective] = {
+    module.OBJECTIVE.name: module.OBJECTIVE
+    for module in (
+        minor_dpo,
+        dpo,
+        dpop,
+        rpo,
+        exo,
+        exo_pair,
+        mpo,
+        chi_po,
+        hpo,
+        mrpo,
+        ipo,
+        hinge,
+        robust,
+        sppo,
+        simpo,
+        nca_pair,
+        sft,
+    )
+}
 
 _ELSEWHERE = {
     "sigmoid": "dpo",
+    "sigmoid_norm": "dpo with loss_params.logps mean",
+    "cdpo": "dpo with loss_params.label_smoothing",
     "sppo_hard": "sppo",
+    "nca": "nca_pair",
     "rs_dpo": "dpo with pair.strategy all_above",
     "apo": "dpo with momentum 0.3",
 }
 """Words that other trainers and papers use, and what it is here."""
 
 
-def find_objective(name: str) -> Objective:
+def find_objective(name: str, *, key: str = "loss_type") -> Objective:
     """The objective called so, or a user's own by import path.
+
+    Args:
+        key: where the name stands, for an error.
 
     Raises:
         ConfigError: if there is none.
     """
     if ":" in name:
-        return _own_objective(name)
+        return _own_objective(name, key)
     if name not in OBJECTIVES:
         near = difflib.get_close_matches(name, OBJECTIVES, n=1)
         known = _ELSEWHERE.get(name) or (near[0] if near else None)
         raise ConfigError(
-            "loss_type",
+            key,
             wanted=f"one of {', '.join(OBJECTIVES)}, or module:OBJECTIVE for one of your own",
             got=repr(name),
             fix=f"did you mean {known}?" if known else "minor_dpo is the default",
@@ -78,12 +123,7 @@ def _with_common(loss: Loss, common: Mapping[str, float | None]) -> Any:
     """The parameters with what holds for all objectives filled in, where they have it and do not say it themselves."""
     params = loss.params
     if isinstance(params, BasedParams):
-        base = params.base_loss()
-        if base.objective.rows != "pairs" or base.base is not None:
-            raise ConfigError(
-                "loss_params.base", wanted="a pairwise objective of its own", got=params.base, fix="for example dpo"
-            )
-        inner = _with_common(base, common)
+        inner = _with_common(params.base_loss(), common)
         return params.model_copy(update={"base_params": inner.model_dump()})
     given = {name: value for name, value in common.items() if value is not None and name in type(params).model_fields}
     known = params.model_dump(include=params.model_fields_set)
@@ -103,22 +143,22 @@ def _readable(error: ValidationError, objective: Objective, key: str) -> ConfigE
             fix=f"did you mean {near[0]}?" if near else "remove it",
         )
     inner = first.get("ctx", {}).get("error")
-    got = inner.got if isinstance(inner, ConfigError) else f"{first['input']!r}: {first['msg']}"
+    if isinstance(inner, ConfigError):
+        return ConfigError(f"{key}.{inner.where}", wanted=inner.wanted, got=inner.got, fix=inner.fix)
+    got = f"{first['input']!r}: {first['msg']}"
     return ConfigError(
         f"{key}.{name}", wanted=f"a value that {objective.name} allows", got=got, fix="change or remove it"
     )
 
 
-def _own_objective(name: str) -> Objective:
+def _own_objective(name: str, key: str) -> Objective:
     module, _, attribute = name.partition(":")
     fix = "name a module beside the config and the Objective in it, for example my_losses:OBJECTIVE"
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except Exception as error:  # whatever a user's module raises
-        raise ConfigError(
-            "loss_type", wanted=f"module {module}", got=f"{type(error).__name__}: {error}", fix=fix
-        ) from None
+        raise ConfigError(key, wanted=f"module {module}", got=f"{type(error).__name__}: {error}", fix=fix) from None
     if not isinstance(found, Objective):
         got = f"no {attribute} in it" if found is None else f"{attribute} is a {type(found).__name__}"
-        raise ConfigError("loss_type", wanted=f"an Objective in module {module}", got=got, fix=fix)
+        raise ConfigError(key, wanted=f"an Objective in module {module}", got=got, fix=fix)
     return found

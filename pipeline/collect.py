@@ -1,0 +1,170 @@
+"""A round's data: prompts drawn, answers sampled and scored, pairs or groups made of them; or ready pairs, taken in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline import figures
+from pipeline.artifacts import StageFolder
+from pipeline.evaluation import one_answer
+from pipeline.jobs import inputs
+from pipeline.pairing import nothing_made, pair_round
+from pipeline.pools import read_pairs
+from pipeline.round_context import RoundContext
+from stages.contracts import PAIRS, PROMPTS, SCORED
+from stages.errors import StageError
+from stages.protocols import Weights
+from stages.sample.stage import Draw
+from stages.vocab import POLICY_STREAM
+
+
+class Collector:
+    """Collects the data of one round.
+
+    Args:
+        at: the round.
+        pool: the prompts to draw from; None where the config has ready pairs.
+        drawn_before: how many prompts each earlier round drew from it.
+        every_prompt: ask the whole pool instead of ``prompts.per_round`` of it.
+        give_up: called where nothing can be built on what was sampled, before the error is raised.
+    """
+
+    def __init__(
+        self,
+        at: RoundContext,
+        *,
+        pool: StageFolder | None = None,
+        drawn_before: Sequence[int] = (),
+        every_prompt: bool = False,
+        give_up: Callable[[], None] | None = None,
+    ) -> None:
+        self._at, self._pool, self._give_up = at, pool, give_up
+        self._drawn_before, self._every_prompt = tuple(drawn_before), every_prompt
+
+    def collect(self, policy: Weights) -> StageFolder:
+        """Sample with `policy`, score and pair, or take ready pairs; the pairs, or groups, as a handle on their shards.
+
+        Raises:
+            StageError: if too many answers have no finite reward, all rewards are equal, or there is no pair.
+        """
+        if self._at.config.pairs is not None:
+            return self.ready_pairs()
+        prompts = self.draw_prompts()
+        candidates = self.sample(prompts, policy)
+        if "stream" in self._at.config.update.needs:
+            self.sample_reference(prompts)
+        return self.pair(prompts, candidates, self.score(prompts, candidates))
+
+    def ready_pairs(self) -> StageFolder:
+        """The pairs that the config names."""
+        pairs = self._at.table(PAIRS)
+        assert self._at.sources.pairs is not None
+        done = read_pairs(self._at.shop, pairs, self._at.sources.pairs, self._at.config, round=self._at.number)
+        self._at.figures["pairs"] = figures.ready_pairs(done.entries)
+        self._at.tell("pairs", figures.ready_pairs_line(self._at.figures["pairs"], done.seconds), done)
+        return pairs
+
+    def draw_prompts(self) -> StageFolder:
+        """The round's prompts, out of the pool."""
+        config, prompts = self._at.config, self._at.table(PROMPTS)
+        assert config.prompts is not None and self._pool is not None
+        count, size = self._num_prompts, config.prompts.shard_size
+        draw = inputs.DrawPrompts(
+            self._pool, prompts, self._at.number, self._drawn_before, count, size, config.run.seed
+        )
+        fingerprint = {
+            "pool": self._pool.digest(),
+            "per_round": count,
+            "drawn_before": list(self._drawn_before),
+            "shard_size": size,
+            "seed": config.run.seed,
+        }
+        self._at.shop.run_stage("prompts", [prompts], fingerprint, -(-count // size), lambda _: [draw])
+        return prompts
+
+    def sample(self, prompts: StageFolder, policy: Weights) -> StageFolder:
+        """Candidates of a policy."""
+        draw = Draw(self._at.config.run.seed, self._at.number, self._at.number, POLICY_STREAM)
+        candidates, done = self._at.shop.sample(self._at.folder, prompts, policy, self._at.config, draw)
+        self._at.figures["sample"] = found = figures.sampled(done.entries)
+        made_now = done.made / len(done.entries)
+        self._at.tell("sample", figures.sampled_line(found, done.seconds, made_now=made_now), done)
+        return candidates
+
+    def sample_reference(self, prompts: StageFolder) -> None:
+        """One answer of the reference to each prompt, which the objective is told to keep likely."""
+        name, weights = self._at.policies.references[0]
+        draw, how = (
+            Draw(self._at.config.run.seed, self._at.number, self._at.number, name),
+            one_answer(self._at.config.sample),
+        )
+        _, done = self._at.shop.sample(self._at.stream.path.parent, prompts, weights, self._at.config, draw, how=how)
+        found = figures.sampled(done.entries)
+        told = figures.sampled_line(found, done.seconds, made_now=done.made / len(done.entries))
+        self._at.tell("sample", f"{told}   by reference {name}", done)
+
+    def score(self, prompts: StageFolder, candidates: StageFolder) -> StageFolder:
+        """The candidates' rewards."""
+        scored, done = self._at.shop.score(
+            self._at.folder, prompts, candidates, self._at.config, self._at.sources.rewards, round=self._at.number
+        )
+        self._at.figures["score"] = spread = figures.scored(done.entries)
+        self._refuse_equal_rewards(spread, scored)
+        self._at.tell("score", figures.scored_line(spread, done.seconds), done)
+        return scored
+
+    def pair(self, prompts: StageFolder, candidates: StageFolder, scored: StageFolder) -> StageFolder:
+        """Rejection sampling: the pairs, or the groups, and every prompt's fate."""
+        paired = pair_round(
+            self._at.shop, self._at.folder, prompts, candidates, scored, self._at.config, round=self._at.number
+        )
+        self._at.figures[paired.made.contract.name] = paired.figures
+        if not paired.num_made:
+            unscaled = StageFolder(self._at.folder / "unscaled", SCORED)
+            self._refuse(paired.made, paired.fates, candidates, scored, unscaled)
+            raise nothing_made(paired, self._at.figures.get("score"), round=self._at.number)
+        self._at.tell("pair", paired.line, paired.done)
+        return paired.made
+
+    def _refuse(self, *tables: StageFolder) -> None:
+        """Let results give way that nothing can be built on; a watched file's round is given up."""
+        for table in tables:
+            if table.entries():
+                table.refuse("nothing can be built on it")
+        if self._give_up is not None:
+            self._give_up()
+
+    def _refuse_equal_rewards(self, spread: figures.Figures, table: StageFolder) -> None:
+        scored = spread["num_scored"]
+        if scored > 1 and spread["min"] == spread["max"]:
+            self._refuse(table, StageFolder(self._at.folder / "unscaled", SCORED))
+            raise StageError(
+                f"round {self._at.number}: score",
+                wanted="rewards that tell answers apart",
+                got=f"{spread['min']:.6g} for every one of {scored:,} answers",
+                fix="check the reward model (an untrained head gives a constant) or the reward function",
+            )
+
+    # ---- what decides it --------------------------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """All that decides the data besides policies and seed, as far as it is known before they are made."""
+        config, sources = self._at.config, self._at.sources
+        if sources.pairs is not None and config.pairs is not None:
+            return {"pairs": sources.pairs.sha256, "how": config.pairs.identity() | {"path": None}}
+        assert self._pool is not None and config.prompts is not None
+        return {
+            "pool": self._pool.digest(),
+            "rewards": [source.identity() for source in sources.rewards],
+            "per_round": self._num_prompts,
+            "shard_size": config.prompts.shard_size,
+            "sample": config.sample.identity(),
+            "pair": config.pair.identity(),
+        }
+
+    @property
+    def _num_prompts(self) -> int:
+        assert self._pool is not None and self._at.config.prompts is not None
+        return self._pool.entry(0).rows if self._every_prompt else self._at.config.prompts.per_round

@@ -1,0 +1,34 @@
+"""Jobs on policies' weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.model_folders import close_model, found_model
+from stages.protocols import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class MixWeights:
+    """A policy on the line through two others, published in ``folder/policy``; see `stages.update.mixing.mix`."""
+
+    newer: Weights
+    older: Weights
+    by: float
+    folder: Path
+    dtype: str
+    pad_token: str | None
+    fingerprint: Mapping[str, Any]
+
+    def __call__(self, _state: None) -> None:
+        from stages.update.mixing import mix
+
+        policy = self.folder / "policy"
+        if found_model(policy, self.fingerprint) is not None:
+            return
+        master = mix(self.newer, self.older, by=self.by, out=self.folder, dtype=self.dtype, pad_token=self.pad_token)
+        found = Weights.found(policy, round=self.newer.round, master=master)
+        close_model(policy, self.fingerprint, sha256=found.sha256, master_sha256=found.master_sha256)

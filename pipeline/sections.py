@@ -1,0 +1,132 @@
+"""The sections of a config that belong to no stage: the run itself, the policy, what is read, evaluated, stopped at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from stages.errors import ConfigError
+from stages.score.config import check_template_kwargs
+from stages.settings import Settings, where
+
+COLUMN_ROLES = ("prompt", "messages", "answer")
+PAIR_ROLES = ("prompt", "messages", "chosen", "rejected", "score_chosen", "score_rejected")
+
+
+NAME = r"^[A-Za-z0-9][\w.-]*$"
+"""What a run may be called."""
+
+
+class RunSection(Settings):
+    """Name, place and seed of a run."""
+
+    name: str = Field(pattern=NAME, description="of the run's folder")
+    dir: Path = where(Path("runs"), description="where run folders lie")
+    seed: int = Field(0, ge=0)
+    tensorboard: bool = where(
+        True, description="curves of metrics and evaluations for TensorBoard, in the run's folder"
+    )
+
+
+class PolicyConfig(Settings):
+    """The policy to align."""
+
+    path: str = Field(min_length=1, description="a Hugging Face folder, a hub name, or embedded:reverse")
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    pad_token: str | None = Field(None, description="where the tokenizer names none")
+
+
+class PromptsConfig(Settings):
+    """What the policy is asked in training."""
+
+    path: str = Field(
+        description="a JSONL, JSON, Parquet or Arrow file, a folder saved by datasets or with data files, a dataset of "
+        "the hub (org/name), or embedded:…"
+    )
+    config: str | None = Field(None, description="of a dataset with several")
+    split: str | None = Field(None, description="of a dataset with several")
+    per_round: int = Field(512, ge=1, description="prompts a round")
+    shard_size: int = Field(64, ge=1, description="prompts behind one unit of work")
+    columns: dict[str, str] = Field({}, description="role (prompt, messages, answer) to column, where names differ")
+    to_chat: bool = Field(False, description="a plain text becomes a chat of one user message")
+    system: str | None = Field(None, description="system message put before a chat that has none")
+    chat_template_kwargs: dict[str, Any] = Field({}, description="variables of the chat template: {enable_thinking: …}")
+
+    @model_validator(mode="after")
+    def _known_names(self) -> PromptsConfig:
+        check_template_kwargs(self.chat_template_kwargs)
+        return _check_roles(self)
+
+
+class PairsConfig(Settings):
+    """Ready pairs to train on, in the place of prompts, sampling and scoring."""
+
+    path: str = Field(description="a file or folder as for prompts.path, with chosen and rejected answers")
+    config: str | None = Field(None, description="as prompts.config")
+    split: str | None = Field(None, description="as prompts.split")
+    columns: dict[str, str] = Field({}, description="role (see pipeline.pair_files) to column, where names differ")
+    max_length: int | None = Field(None, ge=2, description="tokens of prompt and answer; null: the model's context")
+    system: str | None = Field(None, description="as prompts.system")
+    chat_template_kwargs: dict[str, Any] = Field({}, description="as prompts.chat_template_kwargs")
+    to_chat: bool = Field(False, description="as prompts.to_chat")
+
+    @model_validator(mode="after")
+    def _known_roles(self) -> PairsConfig:
+        return _check_roles(self, PAIR_ROLES)
+
+
+class TextsConfig(Settings):
+    """Texts whose likelihood is watched: a policy that games its reward forgets how real text reads."""
+
+    path: str = Field(description="as prompts.path")
+    config: str | None = Field(None, description="as prompts.config")
+    split: str | None = Field(None, description="as prompts.split")
+    column: str = Field("text", description="of the texts")
+    num_texts: int = Field(128, ge=1, description="drawn by the run's seed")
+    max_length: int | None = Field(None, ge=2, description="tokens a text is cut to; null: the model's context")
+
+
+class EvaluateConfig(Settings):
+    """What the policy is asked to see whether it got better."""
+
+    path: str | None = Field(None, description="as prompts.path; null: held out from the training prompts")
+    config: str | None = Field(None, description="as prompts.config")
+    split: str | None = Field(None, description="as prompts.split")
+    holdout: float | None = Field(None, gt=0, lt=1, description="share of the training prompts that is held out")
+    num_prompts: int = Field(512, ge=1)
+    columns: dict[str, str] = Field({}, description="as prompts.columns, which holds where this is empty")
+    kl: bool = Field(True, description="estimate the divergence from the first policy, on the same answers")
+    texts: TextsConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EvaluateConfig:
+        if (self.path is None) == (self.holdout is None):
+            got = "neither" if self.path is None else "both"
+            raise ConfigError("path", wanted="either path or holdout", got=got, fix="for example holdout: 0.1 alone")
+        if self.path is None and (self.config or self.split):
+            got = f"{self.config or self.split!r} with holdout"
+            raise ConfigError("path", wanted="a path, to take config and split of", got=got, fix="see prompts.split")
+        return _check_roles(self)
+
+
+def _check_roles(section: Any, roles: Sequence[str] = COLUMN_ROLES) -> Any:
+    unknown = [role for role in section.columns if role not in roles]
+    if unknown:
+        raise ConfigError(
+            "columns",
+            wanted=f"roles among {', '.join(roles)}",
+            got=repr(unknown[0]),
+            fix="write role: column, for example {prompt: question}",
+        )
+    return section
+
+
+class StopConfig(Settings):
+    """When to stop before the last round; looked at after each round, on the held-out prompts' figures."""
+
+    patience: int | None = Field(None, ge=1, description="rounds without a new best mean reward")
+    max_kl: float | None = Field(None, gt=0, description="nats an answer, from the first policy (evaluate.kl)")
+    max_hours: float | None = Field(None, gt=0, description="hours of the settled rounds, of each its last attempt")

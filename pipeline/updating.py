@@ -1,0 +1,161 @@
+"""A round's update: the log-probs of its answers under the references, and the training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import figures
+from pipeline.artifacts import StageFolder
+from pipeline.console import Stopwatch, duration
+from pipeline.jobs import training
+from pipeline.model_folders import found_model
+from pipeline.round_context import RoundContext
+from pipeline.stage import by_group
+from pipeline.tensorboard import step_curves
+from stages.contracts import CANDIDATES, PAIRS
+from stages.errors import StageError
+from stages.protocols import Weights
+from stages.weights import weights_sha256
+
+ENGINE_GAP_LIMIT = 0.1  # nats a token; float32 differs by 1e-7, bfloat16 by some 1e-2
+
+References = Sequence[tuple[Weights, StageFolder]]
+"""The references that the objective takes log-probs of, each with the tables of these."""
+
+_RESULTS = ("round_start", "initial", "previous")
+"""References that are the result of a round, or the first policy."""
+
+
+class Updater:
+    """Trains one round's policy.
+
+    Args:
+        at: the round.
+    """
+
+    def __init__(self, at: RoundContext) -> None:
+        self._at = at
+
+    def reference_logps(self, data: StageFolder, references: Sequence[tuple[str, Weights]]) -> References:
+        """The log-probs of all answers to train on under each reference, one at a time, from the training group.
+
+        None where the objective takes none.
+        """
+        if self._at.config.update.num_references[1] == 0:
+            return []
+        tables = []
+        num_answers = 2 * sum(entry.rows for entry in data.entries()) if data.contract == PAIRS else None
+        for (name, weights), out in zip(references, self._at.reference_tables, strict=True):
+            job = training.ScoreRows(
+                data=data,
+                out=out,
+                weights=weights,
+                reference=name,
+                config=self._at.config.update,
+                round=self._at.number,
+            )
+            done = self._at.shop.run_stage(
+                "reference",
+                [out],
+                {"pairs": data.digest(), "weights": weights.identity, "dtype": self._at.config.policy.dtype},
+                len(data.entries()),
+                lambda _, job=job: [job],  # type: ignore[misc]
+                by_group(lambda: self._at.shop.crew.trainers(self._at.config), total=num_answers),
+            )
+            told = f"{sum(entry.rows for entry in done.entries):,} answers   {duration(done.seconds)}   under "
+            told += f"the policy of round {weights.round}" if name in _RESULTS else name
+            if weights.identity == self._at.policies.start.identity:
+                told += ", its start"
+            if weights.identity == self._at.policies.sampling.identity:
+                told += self._engine_gap(out)
+            self._at.tell("reference", told, done)
+            tables.append((weights, out))
+        return tables
+
+    def _engine_gap(self, scored: StageFolder) -> str:
+        """Compare the engine's log-probs with the trainer's, where an engine sampled the pairs.
+
+        Raises:
+            StageError: if they are too far apart.
+        """
+        candidates = self._at.table(CANDIDATES)
+        if not candidates.is_closed():
+            return ""
+        gap = self._at.figures["engine_gap"] = self._at.shop.crew.tasks.run(training.EngineGap(candidates, scored))
+        if not gap <= ENGINE_GAP_LIMIT:  # so that NaN, of broken weights, is refused too
+            raise StageError(
+                f"round {self._at.number}: reference",
+                wanted=f"log-probs of engine and trainer within {ENGINE_GAP_LIMIT} nats a token of each other",
+                got=f"{gap:.3g}: the answers were not sampled from the policy that would be trained",
+                fix="see that the policy's folder is whole, then delete the round's folder and run again; "
+                "if it stays so, vLLM and transformers disagree on this model",
+            )
+        return f"; the engine differs by {gap:.0e} nats a token"
+
+    def update(self, start: Weights, data: StageFolder, references: References) -> Weights:
+        """Train from `start` on all pairs or groups; the new policy, published in the round's folder."""
+        shop, config, policy = self._at.shop, self._at.config, self._at.folder / "policy"
+        fingerprint = {
+            data.contract.name: data.digest(),
+            "start": start.identity,
+            "references": [weights.identity for weights, _ in references],
+            "update": config.update.identity(),
+            "dtype": config.policy.dtype,
+            "pad_token": config.policy.pad_token,
+            "seed": config.run.seed,
+            **self._more_inputs(),
+        }
+        watch = Stopwatch()
+        manifest = found_model(policy, fingerprint)
+        if manifest is None:
+            job = training.UpdatePolicy(
+                start=start,
+                data=data,
+                references=references,
+                config=config.update,
+                folder=self._at.folder,
+                fingerprint=fingerprint,
+                round=self._at.number,
+                seed=config.run.seed,
+                curves=step_curves(shop.folder, round=self._at.number) if config.run.tensorboard else None,
+                auxiliary_weights=self._auxiliary_weights,
+                stream=self._at.stream if "stream" in config.update.needs else None,
+                value_head=self._value_head if "value" in config.update.needs else None,
+            )
+            with shop.console.bar("update", total=None) as bar:
+                shop.crew.trainers(config).run(job, on_report=lambda step: bar.at(step["step"], step["steps"]))
+            manifest = found_model(policy, fingerprint)
+            assert manifest is not None, "the training group published no policy"
+            self._at.tell("update", figures.updated_line(manifest["update"], watch.seconds, rows=data.contract.name))
+        self._at.figures["update"] = manifest["update"]
+        master = self._at.folder / "master" if manifest["master_sha256"] else None
+        return Weights(policy, manifest["sha256"], self._at.number, master, manifest["master_sha256"])
+
+    def _more_inputs(self) -> dict[str, Any]:
+        """What an update depends on besides rows, weights and settings, where its objectives need it."""
+        needs = self._at.config.update.needs
+        found: dict[str, Any] = {}
+        if "auxiliary" in needs:
+            found["auxiliary"] = self._auxiliary_weights
+        if "stream" in needs:
+            found["stream"] = self._at.stream.digest()
+        if "value" in needs:
+            found["value_head"] = weights_sha256(self._value_head) if self._value_head is not None else "new"
+        return found | ({"objectives": dict(self._at.sources.objectives)} if self._at.sources.objectives else {})
+
+    @property
+    def _auxiliary_weights(self) -> dict[str, float]:
+        return {
+            source.name: source.config.weight
+            for source in self._at.sources.rewards
+            if source.config.role == "auxiliary"
+        }
+
+    @property
+    def _value_head(self) -> Path | None:
+        """The value head of the last round before this one that has one; with none, training begins with a new one."""
+        run, number = self._at.shop.folder, self._at.number
+        earlier = (run / f"round-{before:04d}" / "value_head" for before in range(number - 1, 0, -1))
+        return next((folder for folder in earlier if folder.exists()), None)

@@ -1,0 +1,114 @@
+"""One optimizer step on one global batch: what each rank runs forward and backward, and what it divides by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from stages.errors import StageError
+from stages.update import deepspeed_engine
+from stages.update.batching import deal
+from stages.update.config import UpdateConfig
+from stages.update.forward import Forward, policy_logps
+from stages.update.metrics import StepMetrics
+from stages.update.objectives.base import Loss
+from stages.update.rows import Row
+from stages.update.schedule import learning_rate_at
+from stages.update.value_head import ValueHead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepper:
+    """What the optimizer steps of one update have in common.
+
+    Attributes:
+        losses: the objectives, whose weighted sum is the loss.
+        gate_floor: nats a sequence; None where no objective has a gate.
+        num_steps: of the whole update.
+        forward_size: rows a forward pass.
+    """
+
+    config: UpdateConfig
+    engine: Any
+    device: torch.device
+    losses: Sequence[Loss]
+    gate_floor: float | None
+    forward: Forward
+    value_head: ValueHead | None
+    num_steps: int
+    forward_size: int
+
+    def __call__(self, step: int, batch: Sequence[Row], *, own_reference: int | None) -> dict[str, float]:
+        """Step number `step`, counted from 0; its metrics, over all ranks."""
+        started = time.monotonic()
+        rate = learning_rate_at(step, self.num_steps, self.config)
+        deepspeed_engine.set_learning_rate(self.engine, rate)
+        losses = [loss.at(step if self.value_head is None else self.value_head.num_steps) for loss in self.losses]
+        counts = {"pairs": len(batch), "tokens": sum(row.num_chosen_tokens for row in batch)}
+        beta = next((loss.beta for loss in losses if loss.beta is not None), 1.0)
+        metrics = StepMetrics(beta=beta, gate_floor=self.gate_floor or 0.0, counts=counts)
+        for part in self._parts(batch):
+            # Every rank runs as many forwards and backwards as any other.
+            self._backward(part or batch[:1], len(part), losses, metrics, step, own_reference)
+        self.engine.step()
+        grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
+        refuse_nonfinite(torch.tensor(grad_norm), "gradient", step=step, config=self.config)
+        if self.value_head is not None:
+            refuse_nonfinite(self.value_head.step(), "gradient of the value head", step=step, config=self.config)
+        return {
+            "step": step + 1,
+            "steps": self.num_steps,
+            **metrics.over_all_ranks(self.device),
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            "step_s": time.monotonic() - started,
+        }
+
+    def _parts(self, batch: Sequence[Row]) -> list[list[Row]]:
+        """This rank's rows, a list for each forward."""
+        dealt = deal(
+            range(len(batch)),
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            micro_batch_size=self.forward_size,
+        )
+        return [[batch[i] for i in part] for part in dealt]
+
+    def _backward(
+        self,
+        rows: Sequence[Row],
+        num_rows: int,
+        losses: Sequence[Loss],
+        metrics: StepMetrics,
+        step: int,
+        own_reference: int | None,
+    ) -> None:
+        """One forward and backward; `num_rows` is 0 where the row is a dummy, whose loss then weighs nothing."""
+        tensors = self.forward(rows, own_reference=own_reference)
+        refuse_nonfinite(policy_logps(tensors), "log-probs", step=step, config=self.config)
+        terms = [term for loss in losses for term in loss(tensors)]
+        shares = [(term.loss_B * term.weight_B).sum() / metrics.counts[term.normaliser] for term in terms]
+        # DeepSpeed averages over the ranks; the loss is a mean over the global batch.
+        real = 1.0 if num_rows else 0.0
+        self.engine.backward(torch.stack(shares).sum() * dist.get_world_size() * real)
+        metrics.add(tensors, rows, terms, num_rows=num_rows)
+
+
+def refuse_nonfinite(values: torch.Tensor, what: str, *, step: int, config: UpdateConfig) -> None:
+    """Check that an update has not diverged.
+
+    Raises:
+        StageError: if a value is NaN or infinite.
+    """
+    if not torch.isfinite(values).all():
+        raise StageError(
+            f"update, step {step + 1}",
+            wanted=f"a finite {what}",
+            got="NaN or infinity",
+            fix=f"lower update.learning_rate (now {config.learning_rate:g}); the last policy stands",
+        )
