@@ -8,70 +8,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.config_checks import is_policy_name
-from pipeline.lineage import Lineage
 from pipeline.plan.fit import Shortage, Worker, lengths_of, shortages_of, workers_of
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.memory import size
 from pipeline.plan.model_facts import bytes_of
+from pipeline.plan.rounds import (
+    ID_BYTES,
+    LOGP_BYTES,
+    ROW_BYTES,
+    TEXT_BYTES,
+    RoundOutlook,
+    distinct,
+    num_settled,
+    round_outlook,
+    rounds_of,
+)
 from pipeline.plan.survey import Model, Survey
-from pipeline.schedule import asked_rounds
 from stages.errors import ConfigError
-from stages.update.batching import num_steps
-
-_ID_BYTES = 4  # a token's id
-_LOGP_BYTES = 4
-_TEXT_BYTES = 4  # a token's text, roughly
-_ROW_BYTES = 300  # ids, counts and rewards of a row
-
-
-@dataclass(frozen=True, slots=True)
-class RoundOutlook:
-    """One round, before it runs.
-
-    Attributes:
-        sampling, start: the policies that sample and are trained, in words.
-        reference: what the objective refers to, in words.
-        ready_pairs: where they come from, if none are sampled.
-        finished: it is settled already.
-        made: what it makes of the candidates: pairs or groups.
-        most_pairs, most_steps: upper bounds; of groups, where it makes these.
-        tables_bytes: of its tables, at most and roughly.
-    """
-
-    number: int
-    sampling: str
-    start: str
-    reference: str
-    finished: bool
-    num_prompts: int
-    num_generations: int
-    ready_pairs: str | None
-    made: str
-    most_pairs: int
-    most_steps: int
-    tables_bytes: int
-
-    @property
-    def sentence(self) -> str:
-        if self.finished:
-            return f"is finished: it started from {self.start}"
-        if self.ready_pairs is not None:
-            return (
-                f"trains {self.start} on the ready pairs of {self.ready_pairs}, at most {self.most_pairs:,}, "
-                f"in at most {self.most_steps:,} steps, against {self.reference}"
-            )
-        return (
-            f"samples {self.num_prompts:,} prompts x {self.num_generations} answers from {self.sampling}, "
-            f"makes at most {self.most_pairs:,} {self.made}, and trains "
-            f"{'it' if self.start == self.sampling else self.start} on them in at most {self.most_steps:,} steps, "
-            f"against {self.reference}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +40,7 @@ class Outlook:
         policy: the model to align, as found.
         hardware: what it is held against; None where that is not known.
         workers: who works, and what each needs; of the round that needs most.
-        policy_bytes: on disk, of one round's policy with its master; None where the model is not known.
+        policy_bytes: on disk, of one policy with its master; None where the model is not known.
         tables_bytes: on disk, of all tables yet to be written.
         disk_bytes: of all that is yet to be written; None where the model is not known.
         free_bytes: free where the run's folder lies; None where that is another machine.
@@ -103,20 +61,10 @@ class Outlook:
     unknown: Sequence[str]
     shortages: Sequence[Shortage]
 
-
-def rounds_of(config: Config) -> Iterator[tuple[int, Config]]:
-    """Each round's number, with the config that holds in it."""
-    for number in range(1, asked_rounds(config.folder(), config.num_rounds) + 1):
-        yield number, config.for_round(number)
-
-
-def distinct(configs: Iterable[Config]) -> Iterator[Config]:
-    """Each config that differs from the one before it: most runs have one for all rounds."""
-    last = None
-    for config in configs:
-        if config != last:
-            yield config
-        last = config
+    @property
+    def num_policies(self) -> int:
+        """How many are yet to be written."""
+        return sum(found.num_policies for found in self.rounds if not found.finished)
 
 
 def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, elsewhere: bool) -> Outlook:
@@ -128,15 +76,19 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
         elsewhere: it is for machines other than this one, whose disk is not known.
     """
     settled = num_settled(config)
-    rounds = [_round(number, found, survey, finished=number <= settled) for number, found in rounds_of(config)]
+    rounds = [
+        round_outlook(number, found, survey, whole=config, finished=number <= settled)
+        for number, found in rounds_of(config)
+    ]
     ahead = [found for found in rounds if not found.finished]
     tables = sum(found.tables_bytes for found in ahead) + (len(ahead) + 1) * _evaluation_bytes(config, survey)
     a_policy = _policy_bytes(config, survey)
     free = None if elsewhere else _free_bytes(config.folder())
     workers, shortages = _held_against(config, survey, hardware) if hardware else ([], [])
-    disk = None if a_policy is None else tables + len(ahead) * a_policy
+    policies = None if a_policy is None else sum(found.num_policies for found in ahead) * a_policy
+    disk = None if policies is None else tables + policies
     if disk is not None and free is not None and disk > free:
-        shortages.append(_disk_shortage(config, disk, len(ahead) * (a_policy or 0), free))
+        shortages.append(_disk_shortage(config, disk, policies or 0, free))
     return Outlook(
         name=config.run.name,
         config=config,
@@ -174,69 +126,6 @@ def _total_need(workers: Sequence[Worker]) -> int:
     return sum(need.total for worker in workers for need in (worker.on_gpu, worker.on_host) if need is not None)
 
 
-# ---- rounds ---------------------------------------------------------------------------------------------------------
-
-
-def _round(number: int, config: Config, survey: Survey, *, finished: bool) -> RoundOutlook:
-    update, file = config.update, survey.data_of(config)
-    num_prompts = config.prompts.per_round if config.prompts is not None else (file.num_rows or 0) if file else 0
-    lengths = lengths_of(config, survey)
-    answer = lengths.answer * (_ID_BYTES + _TEXT_BYTES)
-    num_generations = config.sample.num_generations if config.pairs is None else 0
-    candidates = num_prompts * num_generations
-    sampling = _onward(number, config)
-    most_pairs = num_prompts * (config.pair.most_pairs(num_generations) if config.pairs is None else 1)
-    made = "groups" if config.pairs is None and config.pair.strategy == "groups" else "pairs"
-    pair = lengths.prompt * (_ID_BYTES + _TEXT_BYTES) + (num_generations if made == "groups" else 2) * answer
-    return RoundOutlook(
-        number=number,
-        sampling=sampling,
-        start="the first policy" if config.start == "initial" else sampling,
-        reference=_references(number, config),
-        finished=finished,
-        num_prompts=num_prompts,
-        num_generations=num_generations,
-        ready_pairs=config.pairs.path if config.pairs is not None else None,
-        made=made,
-        most_pairs=most_pairs,
-        most_steps=num_steps(most_pairs, size=update.global_batch_size, num_epochs=update.num_train_epochs),
-        tables_bytes=candidates * (answer + lengths.answer * _LOGP_BYTES + 2 * _ROW_BYTES)
-        + most_pairs * (pair + _ROW_BYTES),
-    )
-
-
-def _result_of(number: int) -> str:
-    return f"round {number}'s result" if number else "the first policy"
-
-
-def _onward(number: int, config: Config) -> str:
-    """What a round goes on from."""
-    beyond = f" and {config.momentum:g} times its last change beyond it" if config.momentum and number > 1 else ""
-    return _result_of(number - 1) + beyond
-
-
-def _references(number: int, config: Config) -> str:
-    if config.update.num_references[1] == 0 and "stream" not in config.update.needs:
-        return "no reference"
-    return " and ".join(_reference(number, name, config) for name in config.references)
-
-
-def _reference(number: int, name: str, config: Config) -> str:
-    if name == "initial" or (name == "ema" and number == 1):
-        return "the first policy"
-    if name == "ema":
-        return f"the average of the policies so far (decay {config.ema_decay:g})"
-    if name == "previous" and number > 1:
-        plain = config.start == "previous" and not config.momentum
-        return _result_of(number - 2) if plain else "what the round before started from"
-    return name if is_policy_name(name) else "itself as the round starts"
-
-
-def num_settled(config: Config) -> int:
-    """How many rounds of the run are settled, from its folder."""
-    return len(Lineage.read(config.folder() / "run.json").rounds)
-
-
 # ---- disk -----------------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +140,7 @@ def _policy_bytes(config: Config, survey: Survey) -> int | None:
 def _evaluation_bytes(config: Config, survey: Survey) -> int:
     if config.evaluate is None:
         return 0
-    each = lengths_of(config, survey).answer * (_ID_BYTES + _TEXT_BYTES + _LOGP_BYTES) + 2 * _ROW_BYTES
+    each = lengths_of(config, survey).answer * (ID_BYTES + TEXT_BYTES + LOGP_BYTES) + 2 * ROW_BYTES
     return config.evaluate.num_prompts * each
 
 
