@@ -53,7 +53,7 @@ WAYS = {name: {"update": {"loss_type": name}} for name in OBJECTIVES} | {
     "own": {"update": {"loss_type": "own_parts:PLAIN"}, "reference": "ema"},
     "mixed": {
         "update": {"loss_type": ["minor_dpo", "sft"], "loss_weights": [1.0, 0.2]},
-        "pair": {"strategy": "all_above"},
+        "pair": {"strategy": "all_above", "eta": 0.501},
     },
 }
 ROUNDS = [(name, way) for name, way in WAYS.items() for _ in range(2)]
