@@ -162,10 +162,8 @@ class UpdatePolicy:
                 on_step=on_step,
                 value_head=self.value_head,
             )
-        trainer.save(self.folder)
+        result = trainer.save(self.folder, round=self.round)
         if trainer.rank == 0:
-            master = self.folder / "master"
-            result = Weights.found(policy, round=self.round, master=master if master.exists() else None)
             close_model(
                 policy,
                 self.fingerprint,

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     import torch
 
 
+_SETTINGS = ("zero_stage", "gradient_checkpointing", "max_grad_norm", "weight_decay", "adam_beta1", "adam_beta2")
+
+
+def engine_settings(config: UpdateConfig) -> list[Any]:
+    """What an engine is started with, and cannot change."""
+    return [getattr(config, name) for name in _SETTINGS]
+
+
 def start_engine(model: Any, config: UpdateConfig, *, dtype: str, device: torch.device) -> Any:
     """A DeepSpeed engine around `model` with AdamW, under the configured ZeRO stage.
 
@@ -94,6 +102,12 @@ def model_of(engine: Any) -> Any:
 def stop_engine(engine: Any) -> None:
     """Let go of an engine's hooks and buffers."""
     engine.destroy()
+
+
+def forget_moments(engine: Any) -> None:
+    """Make an engine's optimizer a new one: no moments, no steps made."""
+    wrapped = engine.optimizer
+    getattr(wrapped, "optimizer", wrapped).state.clear()
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:

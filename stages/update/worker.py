@@ -50,7 +50,8 @@ class Trainer:
         if not on_gpu:
             torch.set_num_threads(num_threads)
         self._engine: Any = None
-        self._weights: Weights | None = None
+        self._held: str | None = None  # the identity of the weights in the engine; None once a step has changed them
+        self._origin: Path | None = None  # the folder that they came from, with the tokenizer
         self._num_steps = 0
         self._value_head: ValueHead | None = None
 
@@ -58,42 +59,59 @@ class Trainer:
 
     def configure(self, config: UpdateConfig) -> None:
         """Update as `config` says, from the next `load` on; ranks and device stay."""
-        if config != self.config:
-            self.config, self._weights = config, None
+        if deepspeed_engine.engine_settings(config) != deepspeed_engine.engine_settings(self.config):
+            self._held = None
+        self.config = config
 
     def load(self, weights: Weights) -> None:
-        """Hold these weights, with a fresh optimizer; where there is a float32 master, from that."""
-        if self._weights == weights and self._num_steps == 0:
-            return
-        if self.rank == 0:
-            weights.refuse_changed()
-        if self._engine is not None:
-            deepspeed_engine.stop_engine(self._engine)
-            self._engine = None
-        model = load_policy(weights.path, dtype=self.dtype).to(self.device)
-        self._engine = deepspeed_engine.start_engine(model, self.config, dtype=self.dtype, device=self.device)
-        if weights.master is not None:
-            deepspeed_engine.set_float32_state(self._engine, read_weights(weights.master))
-        self._weights, self._num_steps, self._value_head = weights, 0, None
+        """Hold these weights, with a fresh optimizer; where there is a float32 master, from that.
 
-    def save(self, folder: Path) -> None:
+        Weights that are held already, since an update has just made them, are not read again.
+        """
+        if self._held == weights.identity:
+            if self._num_steps:
+                deepspeed_engine.forget_moments(self._engine)
+        else:
+            self._held = None
+            if self.rank == 0:
+                weights.refuse_changed()
+            if self._engine is not None:
+                deepspeed_engine.stop_engine(self._engine)
+                self._engine = None
+            model = load_policy(weights.path, dtype=self.dtype).to(self.device)
+            self._engine = deepspeed_engine.start_engine(model, self.config, dtype=self.dtype, device=self.device)
+            if weights.master is not None:
+                deepspeed_engine.set_float32_state(self._engine, read_weights(weights.master))
+            self._held = weights.identity
+        self._origin, self._num_steps, self._value_head = weights.path, 0, None
+
+    def save(self, folder: Path, *, round: int) -> Weights:
         """Write policy and tokenizer to ``folder/policy``, and a float32 master to ``folder/master`` if one is needed.
 
         A value head that the update trained goes to ``folder/value_head``. Rank 0 writes; weights are gathered on all.
+
+        Returns:
+            What was written, on every rank; `round` is the round that made it.
         """
-        assert self._engine is not None and self._weights is not None
+        assert self._engine is not None and self._origin is not None
         state = deepspeed_engine.float32_state(self._engine)
         for tensor in state.values():
             refuse_nonfinite(tensor, "policy", step=self._num_steps - 1, config=self.config)
+        written: list[Any] = [None]
         if self.rank == 0:
             targets = {"policy": self.dtype} | ({} if self.dtype == "float32" else {"master": "float32"})
             for name, dtype in targets.items():
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 save_policy(deepspeed_engine.model_of(self._engine), folder / name, state, dtype=dtype)
-                copy_tokenizer(self._weights.path, folder / name, pad_token=self._pad_token)
+                copy_tokenizer(self._origin, folder / name, pad_token=self._pad_token)
             if self._value_head is not None:
                 self._value_head.save(folder / "value_head")
-        dist.barrier()
+            master = folder / "master" if "master" in targets else None
+            written = [Weights.found(folder / "policy", round=round, master=master)]
+        dist.broadcast_object_list(written, src=0)
+        result: Weights = written[0]
+        self._held = result.identity
+        return result
 
     # ---- log-probs --------------------------------------------------------------------------------------------------
 
@@ -167,7 +185,8 @@ class Trainer:
         first: dict[str, float] = {}
         last: dict[str, float] = {}
         for step, batch in enumerate(batches):
-            self._num_steps += 1  # before it: a step that is refused may have changed the weights
+            self._num_steps += 1
+            self._held = None  # before it: a step that is refused may have changed the weights
             last = stepper(step, batch, own_reference=own_reference if step == 0 else None)
             first = first or last
             if at_ln2 and step == 0:

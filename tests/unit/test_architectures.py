@@ -101,7 +101,7 @@ def trained(folder: Path, out: Path, rows: list[PairRow], dtype: str) -> dict[st
     before = trainer.logps(answers)
     trainer.update(rows, [before], own_reference=0, seed=1)
     after = trainer.logps(answers)
-    trainer.save(out)
+    trainer.save(out, round=1)
     master = out / "master" if (out / "master").exists() else None
     trainer.load(Weights.found(out / "policy", round=1, master=master))
     again, start, end = trainer.logps(answers), plain(folder, answers, dtype), plain(out / "policy", answers, dtype)

@@ -96,7 +96,7 @@ def saved_and_loaded(folder: Path, out: Path, dtype: str, zero_stage: int):
     rows = some_rows(6)
     summary = trainer.update(rows, [trainer.logps(answers_of(rows))], own_reference=0, seed=SEED)
     trained = deepspeed_engine.float32_state(trainer._engine)
-    trainer.save(out)
+    trainer.save(out, round=1)
     master = out / "master"
     trainer.load(Weights.found(out / "policy", round=1, master=master if master.exists() else None))
     return trained, deepspeed_engine.float32_state(trainer._engine), summary

@@ -82,7 +82,7 @@ def rounds(folder: Path, out: Path):
         rows, steps = rows_of("pairs"), []
         references = [trainer.logps(answers_of(rows))]
         trainer.update(rows, references, own_reference=0, seed=SEED, on_step=steps.append, value_head=head)
-        trainer.save(out / name)
+        trainer.save(out / name, round=1)
         return steps
 
     warm = VALUED | {"loss_params": {"warmup_steps": 7}}
