@@ -167,6 +167,25 @@ class Pool(Workers):
         for index in range(size):
             self._start(index)
 
+    def each(self, job: Job) -> list[Any]:
+        """What a job returns on every actor that is up; no other job may be under way.
+
+        An actor that dies under it is started again, and gives nothing.
+
+        Raises:
+            WorkerLost: if an actor died once too often.
+            Exception: what the job raised, as it was.
+        """
+        assert not self._running and not self._waiting, "other jobs are under way"
+        values, asked = [], [(index, self._actors[index].run.remote(job)) for index in self._idle]
+        for index, ref in asked:
+            try:
+                values.append(_result(ref, self._logs[index]))
+            except WorkerLost as lost:
+                self._idle.remove(index)
+                self._restart(index, lost)
+        return values
+
     @property
     def refs(self) -> list[Any]:
         return [*self._running, *self._starting]

@@ -108,13 +108,14 @@ def opened(
             _tell_shortages(config, console)
         # From here on Ray is imported.
         from pipeline.crew import Crew
+        from pipeline.engine_sync import EngineSync
         from pipeline.workshop import Workshop
 
         shipped = shipped_from(beside)
         with session(config.cluster, log_dir=log_dir, search_path=[beside], shipped=shipped) as devices:
             crew = Crew(config, devices, log_dir=log_dir)
             refuse_unless_it_fits(crew.layout.workers)
-            yield Workshop(config, sources, crew, console, folder)
+            yield Workshop(config, sources, crew, console, folder, EngineSync(crew, folder))
             crew.close()  # after an error, the end of the session ends them too
     except (PrefloopError, ClusterError):
         raise

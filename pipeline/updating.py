@@ -84,6 +84,7 @@ class Updater:
         if not candidates.is_closed():
             return ""
         gap = self._at.figures["engine_gap"] = self._at.shop.crew.tasks.run(training.EngineGap(candidates, scored))
+        self._at.shop.sync.measured(gap)
         if not gap <= ENGINE_GAP_LIMIT:  # so that NaN, of broken weights, is refused too
             raise StageError(
                 f"round {self._at.number}: reference",
@@ -123,6 +124,7 @@ class Updater:
                 auxiliary_weights=self._auxiliary_weights,
                 stream=self._at.stream if "stream" in config.update.needs else None,
                 value_head=self._value_head if "value" in config.update.needs else None,
+                probe=shop.sync.probe,
             )
             with shop.console.bar("update", total=None) as bar:
                 shop.crew.trainers(config).run(job, on_report=lambda step: bar.at(step["step"], step["steps"]))

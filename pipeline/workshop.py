@@ -12,6 +12,7 @@ from pipeline.artifacts import Entry, StageFolder
 from pipeline.config import Config
 from pipeline.console import Bar, Console
 from pipeline.crew import Crew
+from pipeline.engine_sync import EngineSync
 from pipeline.jobs import answers as jobs
 from pipeline.sources import RewardSource, Sources
 from pipeline.stage import Done, Mapper, Stage, run_stage
@@ -32,6 +33,7 @@ class Workshop:
     crew: Crew
     console: Console
     folder: Path
+    sync: EngineSync
 
     def run_stage(
         self,
@@ -74,7 +76,7 @@ class Workshop:
             fingerprint,
             len(prompts.entries()),
             lambda missing: [jobs.SampleShard(i, prompts, out, weights, how, draw) for i in missing],
-            lambda _: self.crew.samplers(config),
+            lambda _: self.sync.samplers(weights, config),
             made_from=[prompts],
         )
 

@@ -186,6 +186,15 @@ REFERENCE_LOGPS = _contract(
     ("num_tokens", pa.int32(), "tokens of the answer, stop token included"),
 )
 
+PROBE = _contract(
+    "probe",
+    1,
+    _RESPONSE_ID,
+    _ROUND,
+    ("prompt_token_ids", TOKENS, "of the prompt it answers"),
+    ("response_token_ids", TOKENS, "as sampled; what engines and trainer are asked about when weights change"),
+)
+
 TEXTS = _contract(
     "texts",
     1,

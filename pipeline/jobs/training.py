@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.artifacts import StageFolder
+from pipeline.jobs.probes import ProbeFolder
 from pipeline.model_folders import close_model, found_model
 from pipeline.tensorboard import StepCurves
 from stages.contracts import GROUPS
@@ -124,6 +125,7 @@ class UpdatePolicy:
         auxiliary_weights: of the auxiliary rewards, by name.
         stream: answers drawn from the reference, where the objectives take some.
         value_head: to go on with; None for a new one, or where none is needed.
+        probe: gets what the trainer says of its answers before and after.
     """
 
     start: Weights
@@ -138,6 +140,7 @@ class UpdatePolicy:
     auxiliary_weights: Mapping[str, float]
     stream: StageFolder | None
     value_head: Path | None
+    probe: ProbeFolder
 
     def __call__(self, trainer: Any, report: Callable[[Any], None]) -> None:
         policy = self.folder / "policy"
@@ -153,6 +156,8 @@ class UpdatePolicy:
         )
         references = [reference_logps(folder.read_all(), rows) for _, folder in self.references]
         identities = [weights.identity for weights, _ in self.references]
+        probed = self.probe.choose(trainer, rows, round=self.round)
+        self.probe.score(trainer, probed, self.start)
         with self._recorder(trainer, report) as on_step:
             summary = trainer.update(
                 rows,
@@ -163,6 +168,7 @@ class UpdatePolicy:
                 value_head=self.value_head,
             )
         result = trainer.save(self.folder, round=self.round)
+        self.probe.score(trainer, probed, result)
         if trainer.rank == 0:
             close_model(
                 policy,

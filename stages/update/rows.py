@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.contracts import REFERENCE_LOGPS
+from stages.contracts import PROBE, REFERENCE_LOGPS
 from stages.errors import StageError
 from stages.protocols import Weights
 
@@ -189,6 +189,25 @@ def candidate_answers(prompts: pa.Table, candidates: pa.Table) -> list[AnswerRow
     rows = candidates.select(["response_id", "prompt_id", "response_token_ids"]).to_pylist()
     found = [AnswerRow(row["response_id"], asked[row["prompt_id"]], row["response_token_ids"]) for row in rows]
     return sorted(found, key=lambda row: row.response_id)
+
+
+def probe_answers(probe: pa.Table) -> list[AnswerRow]:
+    """The answers of a table of `PROBE`, in its order."""
+    rows = probe.select(["response_id", "prompt_token_ids", "response_token_ids"]).to_pylist()
+    return [AnswerRow(row["response_id"], row["prompt_token_ids"], row["response_token_ids"]) for row in rows]
+
+
+def probe_table(answers: Sequence[AnswerRow], *, round: int) -> pa.Table:
+    """Some answers as a table of `PROBE`."""
+    return PROBE.table(
+        {
+            "response_id": answer.response_id,
+            "round": round,
+            "prompt_token_ids": answer.prompt_token_ids,
+            "response_token_ids": answer.token_ids,
+        }
+        for answer in answers
+    )
 
 
 def text_answers(texts: pa.Table) -> list[AnswerRow]:

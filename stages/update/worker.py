@@ -147,6 +147,12 @@ class Trainer:
         with torch.no_grad():
             return answer_logps(self._engine, batch, self.device)
 
+    def everyone(self, flag: bool) -> bool:
+        """Whether it is so on every rank: what all of them go by, whatever each sees of a shared disk."""
+        flags: list[Any] = [None] * self.world_size
+        dist.all_gather_object(flags, flag)
+        return all(flags)
+
     def _everyones(self, mine: dict[str, float]) -> dict[str, float]:
         parts: list[Any] = [None] * self.world_size
         dist.all_gather_object(parts, mine)

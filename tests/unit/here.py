@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.config_file import load_config
 from pipeline.console import Console
 from pipeline.crew import BuildRewards
+from pipeline.engine_sync import EngineSync
 from pipeline.sources import find_sources
 from pipeline.workshop import Workshop
 
@@ -44,4 +45,5 @@ class HereCrew:
 def workshop(folder: Path, *overrides: str, needs: Sequence[str] = ("policy", "prompts", "rewards")) -> Workshop:
     """What the steps of a run of the quickstart's config share, with some keys overridden."""
     config = load_config(QUICKSTART, [f"run.dir={folder.parent}", f"run.name={folder.name}", *overrides])
-    return Workshop(config, find_sources(config, needs=needs), HereCrew(), Console(), folder)
+    crew = HereCrew()
+    return Workshop(config, find_sources(config, needs=needs), crew, Console(), folder, EngineSync(crew, folder))
