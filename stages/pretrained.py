@@ -58,12 +58,21 @@ def num_embeddings(folder: Path) -> int:
     """How many tokens a model has embeddings for, from its config; a large number where that does not say.
 
     Raises:
-        InputError: if transformers does not know the config.
+        InputError: see `read_config`.
+    """
+    return int(getattr(read_config(folder).get_text_config(), "vocab_size", None) or 1 << 30)
+
+
+def read_config(folder: Path) -> Any:
+    """A model's config as transformers reads it, with the defaults that its file leaves out.
+
+    Raises:
+        InputError: if transformers does not know it.
     """
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises nearly anything for a broken config
         raise InputError(
             f"{folder / 'config.json'}",
@@ -71,7 +80,6 @@ def num_embeddings(folder: Path) -> int:
             got=(str(error).splitlines() or [type(error).__name__])[0],
             fix="mend it, or use another model; code that comes with a model is never run",
         ) from error
-    return int(getattr(config, "vocab_size", None) or 1 << 30)
 
 
 def _attention(folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from stages.errors import StageError
 from stages.sample.config import SampleConfig
@@ -75,15 +75,37 @@ class SampleRequest:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How an engine came to hold its weights.
+
+    Attributes:
+        way: ``held``: it did already; ``in place``: taken by the running engine; ``started``: with a new engine.
+        seconds: that it took, the check of the files' sha256 included.
+        reason: why an engine was started; empty where none was.
+    """
+
+    way: Literal["held", "in place", "started"]
+    seconds: float
+    reason: str = ""
+
+
 class Sampler(Protocol):
     """An engine that holds one policy at a time."""
 
-    def load(self, weights: Weights) -> None:
-        """Hold these weights from now on."""
+    def load(self, weights: Weights, *, afresh: bool = False) -> Loading:
+        """Hold these weights from now on; `afresh`: in a new engine, whatever the running one holds."""
         ...
 
     def generate(self, requests: Sequence[SampleRequest], config: SampleConfig) -> list[list[Answer | None]]:
         """``num_generations`` answers a request, in order; None where the engine gave none."""
+        ...
+
+    def logps(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
+        """Log-prob of every answer, given by token ids, to its prompt: sums over its tokens, in nats, temperature 1.
+
+        Not a number where the engine gave none.
+        """
         ...
 
     @property

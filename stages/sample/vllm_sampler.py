@@ -1,25 +1,31 @@
 """A vLLM engine in the caller's own process, one policy at a time.
 
 The engine core runs in this process (``VLLM_ENABLE_V1_MULTIPROCESSING=0``): repeated calls then agree to the last bit
-in float32, no child can outlive its actor, and a start with other weights takes 2 s on two cores instead of 16. Other
-weights come in by closing the engine and starting another one; an in-place reload is not used, since on the CPU
-backend it silently keeps the old head of a model with tied embeddings.
+in float32, and no child can outlive its actor. Other weights are read by the running engine, in place. That this worked
+is not known here: `stages.sample.swap` has it proved.
 """
 
 from __future__ import annotations
 
 import gc
+import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import InputError
-from stages.protocols import Answer, SampleRequest, Weights
+from stages.protocols import Answer, Loading, SampleRequest, Weights
 from stages.sample.config import SampleConfig
+from stages.sample.fixed_parts import differing_parts, fixed_parts
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
-    from vllm.outputs import CompletionOutput
+    from vllm.outputs import CompletionOutput, RequestOutput
+
+_log = logging.getLogger(__name__)
 
 _MAX_BATCHED_TOKENS = 4096
 
@@ -39,6 +45,7 @@ class VLLMSampler:
         self._config, self._dtype, self._use_gpu, self._seed = config, dtype, use_gpu, seed
         self._llm: LLM | None = None
         self._loaded: str | None = None
+        self._parts: dict[str, str] = {}
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         if not use_gpu:
@@ -46,19 +53,25 @@ class VLLMSampler:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
 
-    def load(self, weights: Weights) -> None:
-        """Start an engine on these weights, or do nothing if it already holds them.
+    def load(self, weights: Weights, *, afresh: bool = False) -> Loading:
+        """See `stages.protocols.Sampler`: the weights are taken in place where an engine runs that can.
 
         Raises:
             InputError: if vLLM cannot run the model.
             StageError: if the folder no longer holds the weights that were asked for.
         """
-        if self._loaded == weights.sha256:
-            return
-        self.close()
-        weights.refuse_changed()
-        self._llm = self._start(weights)
-        self._loaded = weights.sha256
+        if self._loaded == weights.sha256 and not afresh:
+            return Loading("held", 0.0)
+        began = perf_counter()
+        replace(weights, master=None, master_sha256=None).refuse_changed()  # an engine reads no master
+        parts = fixed_parts(weights.path)
+        reason = "a new engine was asked for" if afresh else self._take_in_place(weights, parts)
+        if reason:
+            self.close()
+            self._llm = self._start(weights)
+            _log.info("an engine was started on %s: %s", weights.path, reason)
+        self._loaded, self._parts = weights.sha256, parts
+        return Loading("started" if reason else "in place", perf_counter() - began, reason)
 
     def generate(self, requests: Sequence[SampleRequest], config: SampleConfig) -> list[list[Answer | None]]:
         """See `stages.protocols.Sampler`. The prefix cache is emptied first: a warm one changes last bits."""
@@ -73,6 +86,23 @@ class VLLMSampler:
             use_tqdm=False,
         )
         return [[_answer(completion) for completion in output.outputs] for output in outputs]
+
+    def logps(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
+        """See `stages.protocols.Sampler`. No answer is empty.
+
+        An answer's last token is the one that the engine may sample, so that an answer that fills the context fits;
+        a log-prob is the model's own, whatever may be sampled.
+        """
+        assert self._llm is not None, "load() comes first"
+        if not answers:
+            return []
+        self._llm.reset_prefix_cache()
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": [*p, *a[:-1]]} for p, a in zip(prompts, answers, strict=True)],
+            [_scoring_params(answer[-1]) for answer in answers],
+            use_tqdm=False,
+        )
+        return [_logp(output, answer) for output, answer in zip(outputs, answers, strict=True)]
 
     @property
     def max_model_len(self) -> int:
@@ -95,6 +125,24 @@ class VLLMSampler:
         assert self._llm is not None
         added = self._llm.get_tokenizer().added_tokens_decoder
         return {str(token): number for number, token in added.items() if token.special}
+
+    def _take_in_place(self, weights: Weights, parts: Mapping[str, str]) -> str:
+        """Have every rank of the running engine read the folder; why it could not, or an empty string."""
+        if self._llm is None:
+            return "none was running"
+        if differing := differing_parts(self._parts, parts):
+            return f"the running one was started with another {', '.join(differing)}"
+        if not self._use_gpu and any(self._llm.apply_model(_has_packed_experts)):
+            return "on a CPU vLLM does not pack a mixture's experts again"
+        self._loaded = None
+        try:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(weights.path)})
+            if not self._use_gpu:
+                self._llm.apply_model(_pack_tied_head)
+            self._llm.reset_prefix_cache()
+        except Exception as error:  # vLLM and its loaders raise nearly anything
+            return f"the reload ended with {type(error).__name__}: {error}"
+        return ""
 
     def _start(self, weights: Weights) -> LLM:
         from vllm import LLM
@@ -163,3 +211,37 @@ def _answer(completion: CompletionOutput) -> Answer | None:
     token_ids = list(completion.token_ids)
     logps = [step[token].logprob for step, token in zip(completion.logprobs, token_ids, strict=True)]
     return Answer(completion.text, token_ids, logps, completion.finish_reason)
+
+
+def _scoring_params(last_token: int) -> SamplingParams:
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, prompt_logprobs=0, logprobs=0, allowed_token_ids=[last_token], detokenize=False)
+
+
+def _logp(output: RequestOutput, answer: Sequence[int]) -> float:
+    """The sum over an answer whose last token was sampled and whose other ones ended the prompt."""
+    completion = output.outputs[0]
+    if list(completion.token_ids) != [answer[-1]] or not completion.logprobs or not output.prompt_logprobs:
+        return math.nan
+    places = output.prompt_logprobs[len(output.prompt_logprobs) - len(answer) + 1 :]
+    steps = [*zip(places, answer, strict=False), (completion.logprobs[0], answer[-1])]
+    return math.fsum(place[token].logprob if place else math.nan for place, token in steps)
+
+
+def _has_packed_experts(model: Any) -> bool:
+    return any(getattr(getattr(m, "quant_method", None), "moe_kernel", None) is not None for m in model.modules())
+
+
+def _pack_tied_head(model: Any) -> None:
+    """Pack a head that shares the embeddings' tensor anew, for the CPU's matrix product.
+
+    vLLM's reload packs only layers that have a tensor of their own in the files. A tied head has none: its tensor holds
+    the new values, but it would go on computing with the old packing.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    for head in layers:
+        if isinstance(head, ParallelLMHead) and any(other.weight is head.weight for other in layers if other != head):
+            head.quant_method.process_weights_after_loading(head)
