@@ -14,6 +14,11 @@ class ClusterConfig(BaseModel):
 
     address: str = Field("local", description="local, or a Ray address; local starts Ray on this machine")
     placement: Literal["split"] = Field("split", description="samplers, scorers and trainers hold their own devices")
+    streaming: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="score and pair the first answers while others are sampled; auto: where there are GPUs, since "
+        "stages on cores alone take them from each other",
+    )
     devices: int | None = Field(None, ge=0, description="GPUs to use on a local cluster; null: those that are there")
     max_worker_restarts: int = Field(2, ge=0, description="how often a dead worker is started again")
     start_timeout_s: float = Field(

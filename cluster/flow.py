@@ -49,10 +49,11 @@ class Flow:
     Args:
         steps: each takes what the one before it made of a shard; a shard for which that one has no job is there
             already.
-        most_ahead: shards that a step may have been given and that the next one has still to do.
+        most_ahead: shards that a step may have been given and that the next one has still to do; None: a step begins
+            once the one before it is done with all.
     """
 
-    def __init__(self, steps: Sequence[Step], *, most_ahead: int = MOST_AHEAD) -> None:
+    def __init__(self, steps: Sequence[Step], *, most_ahead: int | None) -> None:
         self._steps, self._most_ahead = steps, most_ahead
         self._workers: dict[int, Workers] = {}
         self._left = [list(step.jobs) for step in steps]
@@ -95,7 +96,7 @@ class Flow:
     def _give_out(self) -> None:
         for place, step in enumerate(self._steps):
             for shard in list(self._left[place]):
-                if self._ahead(place) >= self._most_ahead:
+                if self._most_ahead is not None and self._ahead(place) >= self._most_ahead:
                     break
                 if not self._is_there(place, shard):
                     continue
@@ -107,7 +108,11 @@ class Flow:
 
     def _is_there(self, place: int, shard: int) -> bool:
         """Whether what a step takes of a shard has been made."""
-        return place == 0 or shard not in self._steps[place - 1].jobs or Finished(place - 1, shard) in self._done
+        if place == 0:
+            return True
+        made = self._steps[place - 1].jobs
+        awaited = made if self._most_ahead is None else {shard} & made.keys()
+        return all(Finished(place - 1, found) in self._done for found in awaited)
 
     def _ahead(self, place: int) -> int:
         """Shards that a step was given and that the next one has still to do."""

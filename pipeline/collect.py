@@ -47,8 +47,8 @@ class Collector:
     def collect(self, policy: Weights) -> StageFolder:
         """Sample with `policy`, score and pair, or take ready pairs; the pairs, or groups, as a handle on their shards.
 
-        Sampling, scoring and pairing run side by side: a shard is scored, and paired, as soon as it is there. Rewards
-        that are standardised over the whole round keep pairing waiting for the last one.
+        Where they have devices of their own, sampling, scoring and pairing run side by side: a shard is scored, and
+        paired, as soon as it is there. Rewards that are standardised over the whole round keep pairing waiting.
 
         Raises:
             StageError: if too many answers have no finite reward, all rewards are equal, or there is no pair.
@@ -67,7 +67,8 @@ class Collector:
         if not is_standardised(at.sources.rewards):
             stages.append(pairing(at.shop, at.folder, prompts, candidates, first, at.config, round=at.number))
             ends.append(lambda done: self._paired(stages[2], done))
-        StageFlow(stages, told=lambda place, done: ends[place](done)).run(at.shop.console)
+        in_turn = not at.shop.crew.stages_overlap
+        StageFlow(stages, in_turn=in_turn, told=lambda place, done: ends[place](done)).run(at.shop.console)
         if "stream" in at.config.update.needs:
             self.sample_reference(prompts)
         return stages[2].outputs[0] if len(stages) > 2 else self.pair(prompts, candidates, at.table(SCORED))
@@ -113,7 +114,8 @@ class Collector:
     def _sampled(self, done: Done) -> None:
         self._at.figures["sample"] = found = figures.sampled(done.entries)
         made_now = done.made / len(done.entries)
-        self._at.tell("sample", figures.sampled_line(found, done.seconds, made_now=made_now), done)
+        told = figures.sampled_line(found, done.seconds, made_now=made_now) + self._at.shop.sync.told()
+        self._at.tell("sample", told, done)
 
     def sample_reference(self, prompts: StageFolder) -> None:
         """One answer of the reference to each prompt, which the objective is told to keep likely."""

@@ -100,6 +100,12 @@ class Crew:
         self.layout = lay_out(config, devices)
         self._held: dict[str, tuple[object, Any]] = {}
 
+    @property
+    def stages_overlap(self) -> bool:
+        """Whether stages of a round run side by side."""
+        wanted = self._config.cluster.streaming
+        return self.devices.gpus > 0 if wanted == "auto" else wanted == "on"
+
     def samplers(self, config: Config) -> Pool:
         """Engines for a round's config."""
         layout, threads = self.layout, max(1, self.devices.cpus // max(1, config.num_engines))

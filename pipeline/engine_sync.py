@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import figures
 from pipeline.config import Config
 from pipeline.crew import Crew
 from pipeline.jobs.probes import ProbeFolder, ScoreProbe, TakeWeights
@@ -27,6 +28,7 @@ class EngineSync:
     crew: Crew
     folder: Path
     reports: list[dict[str, Any]] = field(default_factory=list)
+    _num_told: int = 0
     _held: tuple[Any, Weights] | None = None
     _gap: float | None = None
 
@@ -50,8 +52,13 @@ class EngineSync:
 
     def taken(self) -> list[dict[str, Any]]:
         """The reports so far, once."""
-        found, self.reports = self.reports, []
+        found, self.reports, self._num_told = self.reports, [], 0
         return found
+
+    def told(self) -> str:
+        """What came of the changes that have not been told yet, for the end of a stage's line."""
+        found, self._num_told = self.reports[self._num_told :], len(self.reports)
+        return figures.engine_sync(found)
 
     def _tolerance(self, config: Config) -> float:
         if config.policy.dtype == "float32":

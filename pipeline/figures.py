@@ -40,6 +40,20 @@ def sampled_line(figures: Figures, seconds: float, *, made_now: float) -> str:
     )
 
 
+def engine_sync(reports: Sequence[Mapping[str, Any]]) -> str:
+    """How engines took other weights, for the end of a line: ``   new weights in 0.12 s, proved``."""
+    if not reports:
+        return ""
+    attempts = [attempt for report in reports for attempt in report["attempts"]]
+    seconds = max(
+        sum(attempt["loading"]["seconds"] + attempt["probe_s"] for attempt in report["attempts"]) for report in reports
+    )
+    verdicts = [report["attempts"][-1]["verdict"] for report in reports]
+    kinds = sorted({verdict["kind"] if verdict else "by a new engine" for verdict in verdicts})
+    restarts = sum(attempt["loading"]["way"] == "started" for attempt in attempts)
+    return f"   new weights in {seconds:.2f} s, {', '.join(kinds)}" + (f", {restarts} restarted" if restarts else "")
+
+
 def scored(entries: Sequence[Entry]) -> Figures:
     """Answers with and without a finite reward; the rewards' least, greatest and mean (None where there are none)."""
     num_scored = int(total(entries, "scored"))

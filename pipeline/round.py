@@ -87,7 +87,8 @@ class Round:
         found, made = self._evaluation.of(policy, round=self.number, config=self._at.config)
         self._at.figures["evaluate"] = found
         if made:
-            self._at.tell("evaluate", figures.evaluated_line(found, watch.seconds))
+            told = figures.evaluated_line(found, watch.seconds) + self._at.shop.sync.told()
+            self._at.tell("evaluate", told)
         return found
 
     # ---- what is kept of it -----------------------------------------------------------------------------------------
@@ -128,5 +129,7 @@ class Round:
         evaluated, told = found.get("evaluate"), read_json(file).get("evaluate") if file.exists() else None
         if self._at.config.run.tensorboard and evaluated and evaluated != told:
             plot_evaluation(self._at.shop.folder, round=self.number, figures=evaluated)
+        if syncs := self._at.shop.sync.taken():
+            found["engine_sync"] = syncs
         seconds = {"seconds": self._watch.seconds} if self.number else {}
         write_json(file, {"round": self.number, "decision": decision, "reason": reason} | seconds | found)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cluster.flow import Flow, Step, StepFailed
+from cluster.flow import MOST_AHEAD, Flow, Step, StepFailed
 from cluster.mapper import Workers
 from pipeline.artifacts import Entry, StageFolder
 from pipeline.console import Bar, Console, Stopwatch
@@ -117,13 +117,14 @@ class StageFlow:
 
     Args:
         stages: each made from the one before it; all of their workers are pools or tasks.
+        in_turn: a stage begins once the one before it has ended, since they would take each other's cores.
         told: called as each stage ends, in their order, with its place.
 
     Raises:
         PrefloopError: what a stage's `begin` refuses.
     """
 
-    def __init__(self, stages: Sequence[Stage], *, told: Callable[[int, Done], object]) -> None:
+    def __init__(self, stages: Sequence[Stage], *, in_turn: bool, told: Callable[[int, Done], object]) -> None:
         self._stages, self._told = stages, told
         self._missing = [stage.begin() for stage in stages]
         self._left = [len(found) for found in self._missing]
@@ -134,7 +135,8 @@ class StageFlow:
             [
                 Step(self._starter(place), dict(zip(found, stage.jobs(found), strict=True)))
                 for place, (stage, found) in enumerate(zip(stages, self._missing, strict=True))
-            ]
+            ],
+            most_ahead=None if in_turn else MOST_AHEAD,
         )
 
     @property
