@@ -15,6 +15,7 @@ from stages.update.rows import answers_of
 
 OPTIONS = {"learning_rate": 1e-3, "global_batch_size": 4, "micro_batch_size": 2, "max_grad_norm": 0.5}
 KINDS = [(dtype, stage) for dtype in ("float32", "bfloat16") for stage in range(4)]
+QUICK = [("float32", 2)]
 
 
 def a_round(trainer, start: Weights, out: Path, number: int) -> Weights:
@@ -43,14 +44,14 @@ def two_rounds(folder: Path, out: Path, dtype: str, stage: int):
     return first, second, again, back
 
 
-def all_kinds(folder: Path, out: Path):
-    return [two_rounds(folder, out / f"{dtype}-{stage}", dtype, stage) for dtype, stage in KINDS]
+def of_kinds(folder: Path, out: Path, kinds: list[tuple[str, int]]):
+    return [two_rounds(folder, out / f"{dtype}-{stage}", dtype, stage) for dtype, stage in kinds]
 
 
-@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_live_trainer_goes_on_as_one_that_begins_from_the_saved_weights(policy_folder, tmp_path, world):
-    for rank in on_ranks(world, all_kinds, policy_folder, tmp_path):
-        for (dtype, _), (first, second, again, back) in zip(KINDS, rank, strict=True):
+@pytest.mark.parametrize(("world", "kinds"), [(1, QUICK), pytest.param(2, KINDS, marks=pytest.mark.slow)])
+def test_a_live_trainer_goes_on_as_one_that_begins_from_the_saved_weights(policy_folder, tmp_path, world, kinds):
+    for rank in on_ranks(world, of_kinds, policy_folder, tmp_path, kinds):
+        for (dtype, _), (first, second, again, back) in zip(kinds, rank, strict=True):
             assert len({first.identity, second.identity}) == 2
             assert second.identity == again.identity
             assert back.identity == first.identity
