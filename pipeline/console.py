@@ -45,7 +45,7 @@ class Console:
 
     def line(self, where: str, what: str, text: str) -> None:
         """One finished stage: ``round 2/3  sample   512 prompts -> 4,096 candidates   31 s``."""
-        self._rich.print(f"{where:<11}{what:<11}{text}", markup=False)
+        self._rich.print(f"{where:<10} {what:<10} {text}", markup=False)
 
     def text(self, text: str = "") -> None:
         self._rich.print(text, markup=False)

@@ -12,7 +12,8 @@ from pipeline.plan.fit import Shortage, Worker
 from pipeline.plan.hardware import Hardware, here, named
 from pipeline.plan.memory import Need, size
 from pipeline.plan.model_facts import ModelFacts
-from pipeline.plan.outlook import Outlook, as_json, distinct, look_ahead, rounds_of
+from pipeline.plan.outlook import Outlook, as_json, look_ahead
+from pipeline.plan.rounds import distinct, rounds_of
 from pipeline.plan.survey import look
 from stages.errors import ConfigError
 
@@ -123,7 +124,8 @@ def _rows(outlook: Outlook) -> str:
     paired = candidates if most.made == "groups" else 2 * most.most_pairs
     return (
         f"a round at most: {most.num_prompts:,} prompts, {candidates:,} candidates with rewards, "
-        f"{most.most_pairs:,} {most.made}, {min(paired, candidates or paired):,} reference log-probs"
+        f"{most.most_pairs:,} {most.made}, {most.num_references * min(paired, candidates or paired):,} "
+        "reference log-probs"
     )
 
 
@@ -152,6 +154,7 @@ def _parts(need: Need) -> str:
 def _disk(outlook: Outlook) -> str:
     free = "" if outlook.free_bytes is None else f"; {size(outlook.free_bytes)} are free"
     tables = f"some {size(outlook.tables_bytes)} of tables at most"
+    policies = "1 policy" if outlook.num_policies == 1 else f"{outlook.num_policies} policies"
     if outlook.policy_bytes is None or outlook.disk_bytes is None:
-        return f"{tables}, and a policy a round{free}"
-    return f"{size(outlook.disk_bytes)}: {size(outlook.policy_bytes)} a round for its policy, and {tables}{free}"
+        return f"{tables}, and {policies}{free}"
+    return f"{size(outlook.disk_bytes)}: {policies} of {size(outlook.policy_bytes)}, and {tables}{free}"

@@ -145,7 +145,13 @@ def trainer(facts: ModelFacts, update: UpdateConfig, *, dtype: str, lengths: Len
         Part("a step's scratch and DeepSpeed's buckets", _scratch_bytes(facts, update, dtype=dtype), False),
         Part(
             f"activations of {update.micro_batch_size} x 2 answers of {lengths.total:,} tokens with their prompts",
-            activation_bytes(facts, num_sequences=2 * update.micro_batch_size, lengths=lengths, dtype=dtype),
+            activation_bytes(
+                facts,
+                num_sequences=2 * update.micro_batch_size,
+                lengths=lengths,
+                dtype=dtype,
+                recomputed=update.gradient_checkpointing,
+            ),
             False,
         ),
         Part(
@@ -167,14 +173,17 @@ def _scratch_bytes(facts: ModelFacts, update: UpdateConfig, *, dtype: str) -> in
     return num * _SUM // update.workers + buckets + gathered
 
 
-def activation_bytes(facts: ModelFacts, *, num_sequences: int, lengths: Lengths, dtype: str) -> int:
+def activation_bytes(
+    facts: ModelFacts, *, num_sequences: int, lengths: Lengths, dtype: str, recomputed: bool = False
+) -> int:
     """What all layers keep for the backward pass.
 
     Counted by hooks on Llama, Qwen2 and GPT-2: a layer keeps 8 to 10 numbers a hidden unit, 4 an inner unit of its
-    feed-forward part, and 2 a key and value.
+    feed-forward part, and 2 a key and value. Computed again, each layer's input is kept, and one layer at a time whole.
     """
     a_layer = 10 * facts.hidden_size + 4 * facts.intermediate_size + 2 * facts.num_kv_heads * facts.head_size
-    return num_sequences * lengths.total * facts.num_layers * a_layer * bytes_of(dtype)
+    each = facts.num_layers * facts.hidden_size + a_layer if recomputed else facts.num_layers * a_layer
+    return num_sequences * lengths.total * each * bytes_of(dtype)
 
 
 def logits_bytes(facts: ModelFacts, *, num_sequences: int, lengths: Lengths, dtype: str) -> int:

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.lineage import Lineage
-from pipeline.plan.fit import Shortage, Worker, shortages_of, workers_of
+from pipeline.plan.fit import Shortage, Worker, lengths_of, shortages_of, workers_of
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.memory import size
 from pipeline.plan.model_facts import bytes_of
-from pipeline.plan.round_outlook import RoundOutlook, evaluation_bytes, round_outlook
+from pipeline.plan.rounds import (
+    ID_BYTES,
+    LOGP_BYTES,
+    ROW_BYTES,
+    TEXT_BYTES,
+    RoundOutlook,
+    distinct,
+    num_settled,
+    round_outlook,
+    rounds_of,
+)
 from pipeline.plan.survey import Model, Survey
-from pipeline.schedule import asked_rounds
 from stages.errors import ConfigError
 
 
@@ -32,7 +40,7 @@ class Outlook:
         policy: the model to align, as found.
         hardware: what it is held against; None where that is not known.
         workers: who works, and what each needs; of the round that needs most.
-        policy_bytes: on disk, of one round's policy with its master; None where the model is not known.
+        policy_bytes: on disk, of one policy with its master; None where the model is not known.
         tables_bytes: on disk, of all tables yet to be written.
         disk_bytes: of all that is yet to be written; None where the model is not known.
         free_bytes: free where the run's folder lies; None where that is another machine.
@@ -53,20 +61,10 @@ class Outlook:
     unknown: Sequence[str]
     shortages: Sequence[Shortage]
 
-
-def rounds_of(config: Config) -> Iterator[tuple[int, Config]]:
-    """Each round's number, with the config that holds in it."""
-    for number in range(1, asked_rounds(config.folder(), config.num_rounds) + 1):
-        yield number, config.for_round(number)
-
-
-def distinct(configs: Iterable[Config]) -> Iterator[Config]:
-    """Each config that differs from the one before it: most runs have one for all rounds."""
-    last = None
-    for config in configs:
-        if config != last:
-            yield config
-        last = config
+    @property
+    def num_policies(self) -> int:
+        """How many are yet to be written."""
+        return sum(found.num_policies for found in self.rounds if not found.finished)
 
 
 def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, elsewhere: bool) -> Outlook:
@@ -78,16 +76,19 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
         elsewhere: it is for machines other than this one, whose disk is not known.
     """
     settled = num_settled(config)
-    rounds = [round_outlook(number, found, survey, finished=number <= settled) for number, found in rounds_of(config)]
+    rounds = [
+        round_outlook(number, found, survey, whole=config, finished=number <= settled)
+        for number, found in rounds_of(config)
+    ]
     ahead = [found for found in rounds if not found.finished]
-    tables = sum(found.tables_bytes for found in ahead) + (len(ahead) + 1) * evaluation_bytes(config, survey)
+    tables = sum(found.tables_bytes for found in ahead) + (len(ahead) + 1) * _evaluation_bytes(config, survey)
     a_policy = _policy_bytes(config, survey)
-    num_policies = sum(1 + _num_mixtures(config.for_round(found.number)) for found in ahead)
     free = None if elsewhere else _free_bytes(config.folder())
     workers, shortages = _held_against(config, survey, hardware) if hardware else ([], [])
-    disk = None if a_policy is None else tables + num_policies * a_policy
+    policies = None if a_policy is None else sum(found.num_policies for found in ahead) * a_policy
+    disk = None if policies is None else tables + policies
     if disk is not None and free is not None and disk > free:
-        shortages.append(_disk_shortage(config, disk, num_policies * (a_policy or 0), free))
+        shortages.append(_disk_shortage(config, disk, policies or 0, free))
     return Outlook(
         name=config.run.name,
         config=config,
@@ -125,11 +126,6 @@ def _total_need(workers: Sequence[Worker]) -> int:
     return sum(need.total for worker in workers for need in (worker.on_gpu, worker.on_host) if need is not None)
 
 
-def num_settled(config: Config) -> int:
-    """How many rounds of the run are settled, from its folder."""
-    return len(Lineage.read(config.folder() / "run.json").rounds)
-
-
 # ---- disk -----------------------------------------------------------------------------------------------------------
 
 
@@ -141,9 +137,11 @@ def _policy_bytes(config: Config, survey: Survey) -> int | None:
     return facts.num_parameters * (bytes_of(dtype) + (0 if dtype == "float32" else 4))
 
 
-def _num_mixtures(config: Config) -> int:
-    """Policies that a round writes besides its result: its start by momentum, an average to refer to."""
-    return int(config.momentum > 0) + int("ema" in config.references)
+def _evaluation_bytes(config: Config, survey: Survey) -> int:
+    if config.evaluate is None:
+        return 0
+    each = lengths_of(config, survey).answer * (ID_BYTES + TEXT_BYTES + LOGP_BYTES) + 2 * ROW_BYTES
+    return config.evaluate.num_prompts * each
 
 
 def _free_bytes(folder: Path) -> int:

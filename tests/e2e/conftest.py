@@ -29,9 +29,9 @@ class Prefloop:
     def __init__(self, runs: Path, *defaults: str) -> None:
         self.runs, self.defaults = runs, defaults
 
-    def run(self, *overrides: str, config: str | Path = "configs/quickstart.yaml") -> Outcome:
+    def run(self, *overrides: str, config: str | Path = "configs/quickstart.yaml", timeout_s: float = 400) -> Outcome:
         process = self._start(config, overrides)
-        out, err = process.communicate(timeout=400)
+        out, err = process.communicate(timeout=timeout_s)
         return Outcome(process.returncode, out, err)
 
     def interrupted(

@@ -17,7 +17,7 @@ from conftest import Prefloop
 from stages.update.objectives.registry import OBJECTIVES
 from stages.weights import weights_sha256
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 OWN = """
 from stages.settings import Settings
@@ -53,7 +53,7 @@ WAYS = {name: {"update": {"loss_type": name}} for name in OBJECTIVES} | {
     "own": {"update": {"loss_type": "own_parts:PLAIN"}, "reference": "ema"},
     "mixed": {
         "update": {"loss_type": ["minor_dpo", "sft"], "loss_weights": [1.0, 0.2]},
-        "pair": {"strategy": "all_above"},
+        "pair": {"strategy": "all_above", "eta": 0.501},
     },
 }
 ROUNDS = [(name, way) for name, way in WAYS.items() for _ in range(2)]
@@ -81,7 +81,7 @@ def outcome(prefloop, policy_folder, tmp_path_factory):
         "rounds": [way for _, way in ROUNDS],
     }
     (folder / "objectives.yaml").write_text(yaml.safe_dump(config))
-    result = Prefloop(prefloop.runs).run(config=folder / "objectives.yaml")
+    result = Prefloop(prefloop.runs).run(config=folder / "objectives.yaml", timeout_s=900)
     return result, prefloop.runs / "objectives"
 
 

@@ -12,9 +12,11 @@ from ranks import on_ranks
 from safetensors.torch import load_file
 from trainer_cases import BASE, SEED, VALUED, rows_of
 
-from stages.errors import InputError, StageError
+from stages.errors import ConfigError, InputError, StageError
 from stages.protocols import Weights
 from stages.update.config import UpdateConfig
+from stages.update.objectives.base import Objective
+from stages.update.objectives.dpo import DPOParams
 from stages.update.rows import answers_of
 from stages.update.value_head import ValueHead, hidden_width
 
@@ -70,6 +72,11 @@ def test_a_model_without_an_output_embedding_is_refused():
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     with pytest.raises(InputError, match="output embedding"):
         hidden_width(LlamaModel(LlamaConfig(vocab_size=8, **shape)))
+
+
+def test_an_objective_that_needs_a_head_and_has_no_learning_rate_for_it_is_refused():
+    with pytest.raises(ConfigError, match="value_learning_rate: float"):
+        Objective("mine", lambda batch, params: [], DPOParams, needs=frozenset({"value"}))
 
 
 def rounds(folder: Path, out: Path):

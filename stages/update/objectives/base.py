@@ -174,6 +174,15 @@ class Objective:
     starts_at_ln2: Callable[[Any], bool] = lambda _: False
     params_at: Callable[[Any, int], Any] | None = None
 
+    def __post_init__(self) -> None:
+        if "value" in self.needs and "value_learning_rate" not in self.params.model_fields:
+            raise ConfigError(
+                f"objective {self.name}",
+                wanted="the value head's value_learning_rate among its parameters, since it needs one",
+                got=f"{self.params.__name__} without it",
+                fix="add the field, for example value_learning_rate: float = 1e-4",
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Loss:

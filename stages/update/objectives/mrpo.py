@@ -68,8 +68,9 @@ def _shares(chosen_RB: Tensor, rejected_RB: Tensor, weights: str) -> Tensor:
     import torch
 
     confidence_RB = (chosen_RB - rejected_RB).abs()
-    others_RB = (confidence_RB / (confidence_RB.sum(0) + _NO_CONFIDENCE))[1:]
-    share_RB = torch.cat([1 - others_RB.sum(0, keepdim=True), others_RB])
+    # As 1 less the others', the first one's share could round to below 0, which has no logarithm.
+    confidence_RB = torch.cat([confidence_RB[:1] + _NO_CONFIDENCE, confidence_RB[1:]])
+    share_RB = confidence_RB / confidence_RB.sum(0)
     return share_RB if weights == "corrected" else (1 - share_RB) / (len(share_RB) - 1)
 
 

@@ -12,7 +12,7 @@ from batches import groups, loss_of, pairs, random_batch, summed, with_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.update.objectives.mrpo import mixture
+from stages.update.objectives.mrpo import _shares, mixture
 from stages.update.objectives.registry import find_loss
 
 ratios = st.floats(-20, 20)
@@ -175,6 +175,17 @@ def test_corrected_a_reference_counts_by_its_own_confidence_and_as_published_by_
 def test_references_without_any_confidence_leave_the_first_one():
     same = torch.tensor([[-5.0], [-6.0]]).double()
     assert mixture(same, same, eta=0.5, weights="corrected")[0].item() == pytest.approx(-5)
+
+
+logps = st.floats(-500, 0, width=32)
+
+
+@given(st.lists(st.tuples(logps, logps), min_size=2, max_size=5), st.sampled_from(["corrected", "as_published"]))
+def test_shares_are_never_below_0_in_float32(references, weights):
+    chosen_RB, rejected_RB = (torch.tensor(column)[:, None] for column in zip(*references, strict=True))
+    shares = _shares(chosen_RB, rejected_RB, weights)
+    assert shares.min() >= 0 and shares.sum().item() == pytest.approx(1, abs=1e-6)
+    assert all(torch.isfinite(logp) for logp in mixture(chosen_RB, rejected_RB, eta=0.1, weights=weights))
 
 
 def test_references_far_apart_stay_finite_in_float32():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 from batches import pairs, summed
@@ -179,6 +180,18 @@ def test_what_a_sum_of_objectives_needs():
     config = UpdateConfig(loss_type=["hpo", "mpo"], loss_weights=[1.0, 0.5])
     assert config.needs == {"auxiliary", "value", "stream"}
     assert config.told == "hpo + 0.5 mpo"
+
+
+def test_the_page_has_a_row_for_every_objective_with_its_defaults():
+    page = Path(__file__).parents[3] / "docs" / "objectives.md"
+    rows = [[cell.strip(" `") for cell in line.split("|")] for line in page.read_text().splitlines() if "|" in line]
+    told = {row[1]: row[3] for row in rows if row[1:2] and row[1] in OBJECTIVES}
+    assert told.keys() == OBJECTIVES.keys()
+    for name, objective in OBJECTIVES.items():
+        for word in filter(None, told[name].split(", ")):
+            field, value = word.split(" ")
+            default = objective.params.model_fields[field].default
+            assert value == str(default).lower() or float(value) == default, (name, field)
 
 
 def test_weights_reach_every_term():

@@ -13,6 +13,8 @@ from trl_peer import dataset, policy_and_reference, trl_trainer
 from stages.update.objectives.base import Pairs
 from stages.update.objectives.registry import find_loss
 
+pytestmark = pytest.mark.slow  # importing TRL takes some ten seconds
+
 # our objectives with weights and parameters, TRL's names, its settings, and how many times ours its loss is
 CASES = [
     ([("dpo", {})], ["sigmoid"], {}, 1),

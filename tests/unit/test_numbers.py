@@ -1,32 +1,17 @@
-"""The reward of `configs/gsm8k.yaml`: the final number, however it is spelled."""
+"""The reward for arithmetic word problems: the final number, however it is spelled."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from decimal import Decimal
-from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-@cache
-def load():
-    spec = importlib.util.spec_from_file_location("gsm8k_rewards", CONFIGS / "gsm8k_rewards.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def rewards():
-    return load()
+from stages.score.numbers import final_number, number_of
 
 
 @pytest.mark.parametrize(
@@ -58,32 +43,32 @@ def rewards():
         ("", None),
     ],
 )
-def test_the_final_number_is_found_however_it_is_spelled(rewards, text, number):
-    assert rewards.number_of(text) == (None if number is None else Decimal(number))
+def test_the_final_number_is_found_however_it_is_spelled(text, number):
+    assert number_of(text) == (None if number is None else Decimal(number))
 
 
 @given(st.text("0123456789+-.,$= #A:\n\N{MINUS SIGN}", max_size=30))
 def test_no_text_is_too_odd_to_be_read(text):
     """One answer that raised would end a run."""
-    found = load().number_of(text)
+    found = number_of(text)
     assert found is None or found.is_finite()
 
 
-def test_a_completion_without_a_number_is_wrong_and_chats_are_read_too(rewards):
+def test_a_completion_without_a_number_is_wrong_and_chats_are_read_too():
     chat = [{"role": "assistant", "content": "I think\n#### 4"}]
     answers = ["2 + 2 = <<2+2=4>>4\n#### 4"] * 3
-    assert rewards.final_number(["?"] * 3, [chat, "dunno", "It is 5"], answers) == [1.0, 0.0, 0.0]
+    assert final_number(["?"] * 3, [chat, "dunno", "It is 5"], answers) == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.skipif("PREFLOOP_TEST_DATA" not in os.environ, reason="PREFLOOP_TEST_DATA names no folder of real data")
-def test_every_real_solution_agrees_with_its_number_in_every_spelling_and_with_no_other(rewards):
+def test_every_real_solution_agrees_with_its_number_in_every_spelling_and_with_no_other():
     lines = (Path(os.environ["PREFLOOP_TEST_DATA"]) / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     truths = [json.loads(line)["answer"] for line in lines]
     numbers = [truth.rpartition("####")[2].strip() for truth in truths]
     for spelled in ("#### {}", "A: {}", "${:,.2f}", "the answer is {}.", "So she pays \\boxed{{{}}} in all"):
         values = [Decimal(number.replace(",", "")) for number in numbers]
         completions = [spelled.format(value) for value in values]
-        assert rewards.final_number(truths, completions, truths) == [1.0] * len(truths)
+        assert final_number(truths, completions, truths) == [1.0] * len(truths)
         wrong = [spelled.format(value + 1) for value in values]
-        assert rewards.final_number(truths, wrong, truths) == [0.0] * len(truths)
-    assert rewards.final_number(truths, truths, truths) == [1.0] * len(truths)
+        assert final_number(truths, wrong, truths) == [0.0] * len(truths)
+    assert final_number(truths, truths, truths) == [1.0] * len(truths)
