@@ -87,7 +87,7 @@ class Round:
         return self._updater.reference_logps(data, references)
 
     def update(self, start: Weights, data: StageFolder, references: References) -> Weights:
-        """Train from `start`, see `Updater.update`; the next round's data are collected meanwhile, where that may be."""
+        """Train from `start`, see `Updater.update`; the next round is sampled meanwhile, where it may be."""
         result = self._updater.update(start, data, references, meanwhile=self._next.pump if self._next else None)
         if self._next is not None:
             self._next.finish()
