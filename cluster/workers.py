@@ -73,8 +73,10 @@ class TrainingGroup:
             start_timeout_s=start_timeout_s,
         )
 
-    def run(self, job: GroupJob, *, on_report: Callable[[Any], None]) -> Any:
-        """Run a job on all ranks; what rank 0 reports meanwhile goes to `on_report`.
+    def run(
+        self, job: GroupJob, *, on_report: Callable[[Any], None], meanwhile: Callable[[], None] | None = None
+    ) -> Any:
+        """Run a job on all ranks; what rank 0 reports goes to `on_report`, and `meanwhile` is called in between.
 
         Raises:
             WorkerLost: if the group died once too often.
@@ -96,7 +98,10 @@ class TrainingGroup:
                 return result
             if ended:
                 raise self._end()
-            time.sleep(_POLL_S)
+            if meanwhile is not None:
+                meanwhile()
+            else:
+                time.sleep(_POLL_S)
 
     def close(self) -> None:
         """Let the ranks return, and wait for the group to end."""
