@@ -31,6 +31,7 @@ from cluster.timing import OnWork, Timed, timed, unnoted
 GroupJob = Callable[[Any, Callable[[Any], None]], Any]
 
 _LOOK_S = 0.5  # between looks at the reports of a job that goes on; its end is told at once
+_BRIEF_LOOK_S = 0.02  # where something else goes on meanwhile
 _LONG_POLL_S = 5.0
 _CLOSE_S = 60.0
 
@@ -78,8 +79,10 @@ class TrainingGroup:
             start_timeout_s=start_timeout_s,
         )
 
-    def run(self, job: GroupJob, *, on_report: Callable[[Any], None]) -> Any:
-        """Run a job on all ranks; what rank 0 reports meanwhile goes to `on_report`.
+    def run(
+        self, job: GroupJob, *, on_report: Callable[[Any], None], meanwhile: Callable[[], None] | None = None
+    ) -> Any:
+        """Run a job on all ranks; what rank 0 reports goes to `on_report`, and `meanwhile` is called in between.
 
         Raises:
             WorkerLost: if the group died once too often.
@@ -89,9 +92,10 @@ class TrainingGroup:
         number = self._num_jobs
         self._num_jobs += 1
         ray.get(self._mailbox.put.remote(job))
+        at_most_s = _LOOK_S if meanwhile is None else _BRIEF_LOOK_S
         while True:
             ended, _ = ray.wait([self._ended], timeout=0)
-            reports, outcome = ray.get(self._mailbox.look.remote(number))
+            reports, outcome = ray.get(self._mailbox.look.remote(number, at_most_s))
             for report in reports:
                 on_report(report)
             if outcome is not None:
@@ -101,6 +105,8 @@ class TrainingGroup:
                 return outcome.value
             if ended:
                 raise self._end()
+            if meanwhile is not None:
+                meanwhile()
 
     def close(self) -> None:
         """Let the ranks return, and wait for the group to end."""
@@ -234,12 +240,12 @@ class _Mailbox:
         self._outcomes.setdefault(number, outcome)
         self._wake()
 
-    async def look(self, number: int) -> tuple[list[Any], Timed | Exception | None]:
+    async def look(self, number: int, at_most_s: float) -> tuple[list[Any], Timed | Exception | None]:
         """A job's reports since the last look, and its outcome as soon as it has one, or None after a while.
 
         Late reports of others are dropped.
         """
-        await self._until(lambda: number in self._outcomes, _LOOK_S)
+        await self._until(lambda: number in self._outcomes, at_most_s)
         reports = [value for of, value in self._reports if of == number]
         self._reports = []
         return reports, self._outcomes.get(number)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import figures
+from pipeline.ahead import Ahead
 from pipeline.artifacts import StageFolder
 from pipeline.collect import Collector
 from pipeline.console import Stopwatch
@@ -42,6 +43,7 @@ class Round:
         folder: in the place of the run's ``round-K``.
         every_prompt: ask the whole pool instead of ``prompts.per_round`` of it.
         give_up: called where nothing can be built on what was sampled, before the error is raised.
+        ahead: its data, as far as they were collected while the round before was trained.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Round:
         folder: Path | None = None,
         every_prompt: bool = False,
         give_up: Callable[[], None] | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         self._at = RoundContext(shop, number, policies, folder or shop.folder / f"round-{number:04d}", label)
         self.number, self.folder = number, self._at.folder
@@ -65,20 +68,35 @@ class Round:
             self._at, pool=pool, drawn_before=drawn_before, every_prompt=every_prompt, give_up=give_up
         )
         self._updater, self._evaluation, self._began = Updater(self._at), evaluation, time.time()
+        self._ahead: Ahead | None = ahead
+        self._next: Ahead | None = None
+        if ahead is not None:
+            self._at.figures.update(ahead.figures)
 
     # ---- what a round does ------------------------------------------------------------------------------------------
 
     def collect(self, policy: Weights) -> StageFolder:
         """Sample with `policy`, score and pair; see `Collector.collect`."""
-        return self.data.collect(policy)
+        if self._ahead is None:
+            return self.data.collect(policy)
+        found = self._ahead.result()
+        self._at.figures.update(self._ahead.figures)
+        return found
 
     def reference_logps(self, data: StageFolder, references: Sequence[tuple[str, Weights]]) -> References:
         """The log-probs of all answers to train on under each reference; see `Updater.reference_logps`."""
         return self._updater.reference_logps(data, references)
 
     def update(self, start: Weights, data: StageFolder, references: References) -> Weights:
-        """Train from `start`; see `Updater.update`."""
-        return self._updater.update(start, data, references)
+        """Train from `start`, see `Updater.update`; the next round is sampled meanwhile, where it may be."""
+        result = self._updater.update(start, data, references, meanwhile=self._next.pump if self._next else None)
+        if self._next is not None:
+            self._next.finish()
+        return result
+
+    def meanwhile(self, ahead: Ahead | None) -> None:
+        """What goes on while this round's policy is trained."""
+        self._next = ahead
 
     def evaluate(self, policy: Weights) -> figures.Figures:
         """The figures of a policy; empty where the config evaluates nothing."""
