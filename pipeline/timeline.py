@@ -12,10 +12,11 @@ from typing import Any
 
 from cluster.timing import Timed
 from pipeline.jobs.answers import Evaluate, PairShard, SampleShard, ScoreShard, SumShard
+from pipeline.jobs.inputs import AllPrompts, DrawPrompts, PreparePairs, PreparePrompts, PrepareTexts
 from pipeline.jobs.probes import ScoreProbe, TakeWeights
 from pipeline.jobs.training import Divergence, EngineGap, ScoreCandidates, ScoreRows, ScoreTexts, UpdatePolicy
 
-_BETWEEN = ("publish", "swap")
+_BETWEEN = ("publish", "swap", "other")
 """Work between stages, during which no stage works."""
 
 _JOINED_S = 0.01  # jobs of a stage that follow each other within this time are one span in a report
@@ -117,4 +118,6 @@ def _stage_of(job: Any) -> str:
             return "update"
         case TakeWeights() | ScoreProbe():
             return "swap"
-    return "prompts"  # reading, drawing, and what else comes before sampling
+        case DrawPrompts() | PreparePrompts() | AllPrompts() | PreparePairs() | PrepareTexts():
+            return "prompts"
+    return "other"
