@@ -31,10 +31,10 @@ def sampled(entries: Sequence[Entry]) -> Figures:
 
 def sampled_line(figures: Figures, seconds: float, *, made_now: float) -> str:
     """`made_now`: the share of the shards that were made in these seconds."""
-    rows = figures["num_candidates"]
+    rows, rate = figures["num_candidates"], made_now * figures["num_tokens"] / max(seconds, 1e-9)
     return (
         f"{figures['num_prompts']:,} prompts -> {rows:,} candidates   {duration(seconds)}   "
-        f"{made_now * figures['num_tokens'] / seconds:,.0f} tokens/s   "
+        f"{rate:,.0f} tokens/s   "
         f"stop {share(figures['stop'], rows)}   length {share(figures['length'], rows)}"
         + (f"   prompts without candidates {figures['num_dropped']:,}" if figures["num_dropped"] else "")
     )
