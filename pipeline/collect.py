@@ -9,7 +9,7 @@ from pipeline import figures
 from pipeline.artifacts import StageFolder
 from pipeline.evaluation import one_answer
 from pipeline.jobs import inputs
-from pipeline.pairing import nothing_made, paired, pairing
+from pipeline.pairing import made_by, nothing_made, paired, pairing
 from pipeline.pools import read_pairs
 from pipeline.round_context import RoundContext
 from pipeline.stage import Done, Stage, StageFlow, run_stage
@@ -53,9 +53,16 @@ class Collector:
         Raises:
             StageError: if too many answers have no finite reward, all rewards are equal, or there is no pair.
         """
-        at = self._at
-        if at.config.pairs is not None:
+        if self._at.config.pairs is not None:
             return self.ready_pairs()
+        flow = self.begin(policy)
+        flow.run(self._at.shop.console)
+        return self.end()
+
+    def begin(self, policy: Weights) -> StageFlow:
+        """Sampling, scoring and pairing, under way; once they have ended, `end` gives what they made."""
+        at = self._at
+        self._refuse_stale(policy)
         prompts = self.draw_prompts()
         sampling = self._sampling(prompts, policy)
         sampling.claim()
@@ -68,10 +75,31 @@ class Collector:
             stages.append(pairing(at.shop, at.folder, prompts, candidates, first, at.config, round=at.number))
             ends.append(lambda done: self._paired(stages[2], done))
         in_turn = not at.shop.crew.stages_overlap
-        StageFlow(stages, in_turn=in_turn, told=lambda place, done: ends[place](done)).run(at.shop.console)
+        return StageFlow(stages, in_turn=in_turn, told=lambda place, done: ends[place](done))
+
+    def end(self) -> StageFolder:
+        """What is left to do once the flow has ended; the pairs, or groups."""
+        at, prompts, candidates = self._at, self._at.table(PROMPTS), self._at.table(CANDIDATES)
         if "stream" in at.config.update.needs:
             self.sample_reference(prompts)
-        return stages[2].outputs[0] if len(stages) > 2 else self.pair(prompts, candidates, at.table(SCORED))
+        if is_standardised(at.sources.rewards):
+            return self.pair(prompts, candidates, at.table(SCORED))
+        return at.table(made_by(at.config))
+
+    def _refuse_stale(self, policy: Weights) -> None:
+        """Check how old the policy is that samples.
+
+        Raises:
+            StageError: if it is more rounds behind the round's own start than `max_staleness` allows.
+        """
+        at, age = self._at, self._at.number - 1 - policy.round
+        if at.number and age > at.config.max_staleness:
+            raise StageError(
+                f"round {at.number}: sample",
+                wanted=f"a policy at most {at.config.max_staleness} rounds older than the latest (max_staleness)",
+                got=f"one that is {age} rounds older",
+                fix="delete the round's folder and run again",
+            )
 
     def ready_pairs(self) -> StageFolder:
         """The pairs that the config names."""

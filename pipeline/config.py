@@ -60,6 +60,13 @@ class Config(Settings):
     rounds: int | tuple[dict[str, Any], ...] = Field(
         3, description="how many, or a list whose entries override sections for their round"
     )
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        le=1,
+        description="0: a round samples with the policy that it goes on from; 1: with the one before that, while the "
+        "round before is still trained",
+    )
     schedules: dict[str, tuple[int | float, ...]] = Field(
         {}, description="numbers by round, by the field's dotted name; a list in a field's place is moved here"
     )

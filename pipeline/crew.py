@@ -18,6 +18,7 @@ from pipeline.config import Config
 from pipeline.jobs.resting import rest_rewards, rest_sampler, rest_trainer
 from pipeline.layout import lay_out
 from pipeline.sources import RewardSource
+from pipeline.timeline import Timeline
 from stages.errors import PrefloopError
 from stages.protocols import Reward
 from stages.sample.config import SampleConfig
@@ -101,9 +102,13 @@ class Crew:
         config: the run's.
         devices: what the cluster has.
         log_dir: where the workers' output goes.
+
+    Attributes:
+        timeline: when they worked.
     """
 
     def __init__(self, config: Config, devices: Devices, *, log_dir: Path) -> None:
+        self.timeline = Timeline()
         self._config, self.devices, self._log_dir = config, devices, log_dir
         self.layout = lay_out(config, devices)
         self._held: dict[str, tuple[object, Any]] = {}
@@ -161,6 +166,7 @@ class Crew:
                 log_dir=self._log_dir,
                 max_restarts=config.cluster.max_worker_restarts,
                 start_timeout_s=config.cluster.start_timeout_s,
+                on_work=self.timeline.note,
             )
 
         return self._same_or_new("trainer", key, start)  # type: ignore[no-any-return]
@@ -173,6 +179,7 @@ class Crew:
             log_dir=self._log_dir,
             max_retries=self._config.cluster.max_worker_restarts,
             start_timeout_s=self._config.cluster.start_timeout_s,
+            on_work=self.timeline.note,
         )
 
     def close(self) -> None:
@@ -201,6 +208,7 @@ class Crew:
                 log_dir=self._log_dir,
                 max_restarts=self._config.cluster.max_worker_restarts,
                 start_timeout_s=self._config.cluster.start_timeout_s,
+                on_work=self.timeline.note,
             )
 
         return self._same_or_new(name, (build, size, resources), start)  # type: ignore[no-any-return]

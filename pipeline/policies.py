@@ -47,7 +47,13 @@ class PolicyLine:
         onward = self._onward(number, config)
         start = self._result(0) if config.start == "initial" else onward
         references = tuple((name, self._reference(name, number, start, config)) for name in config.references)
-        return Policies(onward, start, references)
+        return Policies(self.sampling(number), start, references)
+
+    def sampling(self, number: int) -> Weights:
+        """The policy that answers a round's prompts: the one that the round goes on from, or with `max_staleness: 1`
+        the one before that, which is there while the round before is still trained."""
+        older = max(1, number - self._shop.config.max_staleness)
+        return self._onward(older, self._shop.config.for_round(older))
 
     def _result(self, number: int) -> Weights:
         """What a round made; 0: the first policy."""

@@ -132,7 +132,11 @@ class Outcome:
 def preview(folders: Sequence[StageFolder], config: Config, *, round: int) -> list[Outcome]:
     """What each strategy makes of prompts, candidates and scored, shard by shard."""
     outcomes = [_asked(config.pair, strategy) for strategy in OWN_SETTINGS]
-    needs = Needs(main=config.pair.agreement, lower_is_better=costs(config.score))
+    needs = Needs(
+        auxiliary="auxiliary" in config.update.needs,
+        main=config.pair.agreement,
+        lower_is_better=costs(config.score),
+    )
     for entry in folders[0].entries():
         prompts, candidates, scored = (folder.read(entry.shard) for folder in folders)
         dropped = [Dropped(**drop) for drop in folders[1].entry(entry.shard).drops]

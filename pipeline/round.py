@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipeline import figures
+from pipeline.ahead import Ahead
 from pipeline.artifacts import StageFolder
 from pipeline.collect import Collector
 from pipeline.console import Stopwatch
@@ -41,6 +43,7 @@ class Round:
         folder: in the place of the run's ``round-K``.
         every_prompt: ask the whole pool instead of ``prompts.per_round`` of it.
         give_up: called where nothing can be built on what was sampled, before the error is raised.
+        ahead: its data, as far as they were collected while the round before was trained.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Round:
         folder: Path | None = None,
         every_prompt: bool = False,
         give_up: Callable[[], None] | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         self._at = RoundContext(shop, number, policies, folder or shop.folder / f"round-{number:04d}", label)
         self.number, self.folder = number, self._at.folder
@@ -63,21 +67,36 @@ class Round:
         self.data = Collector(
             self._at, pool=pool, drawn_before=drawn_before, every_prompt=every_prompt, give_up=give_up
         )
-        self._updater, self._evaluation, self._watch = Updater(self._at), evaluation, Stopwatch()
+        self._updater, self._evaluation, self._began = Updater(self._at), evaluation, time.time()
+        self._ahead: Ahead | None = ahead
+        self._next: Ahead | None = None
+        if ahead is not None:
+            self._at.figures.update(ahead.figures)
 
     # ---- what a round does ------------------------------------------------------------------------------------------
 
     def collect(self, policy: Weights) -> StageFolder:
         """Sample with `policy`, score and pair; see `Collector.collect`."""
-        return self.data.collect(policy)
+        if self._ahead is None:
+            return self.data.collect(policy)
+        found = self._ahead.result()
+        self._at.figures.update(self._ahead.figures)
+        return found
 
     def reference_logps(self, data: StageFolder, references: Sequence[tuple[str, Weights]]) -> References:
         """The log-probs of all answers to train on under each reference; see `Updater.reference_logps`."""
         return self._updater.reference_logps(data, references)
 
     def update(self, start: Weights, data: StageFolder, references: References) -> Weights:
-        """Train from `start`; see `Updater.update`."""
-        return self._updater.update(start, data, references)
+        """Train from `start`, see `Updater.update`; the next round is sampled meanwhile, where it may be."""
+        result = self._updater.update(start, data, references, meanwhile=self._next.pump if self._next else None)
+        if self._next is not None:
+            self._next.finish()
+        return result
+
+    def meanwhile(self, ahead: Ahead | None) -> None:
+        """What goes on while this round's policy is trained."""
+        self._next = ahead
 
     def evaluate(self, policy: Weights) -> figures.Figures:
         """The figures of a policy; empty where the config evaluates nothing."""
@@ -131,5 +150,7 @@ class Round:
             plot_evaluation(self._at.shop.folder, round=self.number, figures=evaluated)
         if syncs := self._at.shop.sync.taken():
             found["engine_sync"] = syncs
-        seconds = {"seconds": self._watch.seconds} if self.number else {}
-        write_json(file, {"round": self.number, "decision": decision, "reason": reason} | seconds | found)
+        ended = time.time()
+        seconds = {"seconds": ended - self._began} if self.number else {}
+        times = self._at.shop.crew.timeline.figures(self.number, self._began, ended)
+        write_json(file, {"round": self.number, "decision": decision, "reason": reason} | seconds | found | times)

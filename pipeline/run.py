@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import report
+from pipeline.ahead import Ahead
 from pipeline.artifacts import StageFolder
+from pipeline.collect import Collector
 from pipeline.evaluation import Evaluation
 from pipeline.figures import Figures
 from pipeline.files import write_json
@@ -19,6 +21,7 @@ from pipeline.lineage import Lineage, RoundRecord, describe
 from pipeline.policies import Policies, PolicyLine
 from pipeline.pools import read_pool
 from pipeline.round import Round
+from pipeline.round_context import RoundContext
 from pipeline.run_folder import write_config
 from pipeline.schedule import asked_rounds, reason_to_stop
 from pipeline.sections import PromptsConfig
@@ -53,6 +56,7 @@ class Run:
         self._watch = Watch(self.folder / "watched.json", watched)
         self._line = PolicyLine(shop, self.lineage)
         self._pools: dict[int, Pool] = {}
+        self._ahead: dict[int, Ahead] = {}
 
     # ---- prompts ----------------------------------------------------------------------------------------------------
 
@@ -171,8 +175,25 @@ class Run:
                 self.shop.console.line("", "stopped", f"after {number - 1} rounds: {reason}")
                 break
             else:
+                rnd.meanwhile(self._collect_next(number))
                 yield rnd
         self._publish()
+
+    def _collect_next(self, number: int) -> Ahead | None:
+        """The next round's data, to be collected while this round's policy is trained, where it may be so."""
+        after = number + 1
+        config = self.config.for_round(after)
+        known = after <= self.num_rounds and self._watch.file_of(number) is None
+        if not self.config.max_staleness or config.pairs is not None or not known:
+            return None
+        if after not in self._pools:
+            self._prepare_pool(after)
+        policy = self._line.sampling(after)
+        folder = self.folder / f"round-{after:04d}"
+        at = RoundContext(self.shop, after, Policies(policy, policy), folder, self._label(after))
+        collector = Collector(at, pool=self._pools[after].table, drawn_before=self._drawn_before(after))
+        self._ahead[after] = Ahead(at, collector, policy)
+        return self._ahead[after]
 
     def _numbers(self) -> Iterator[int]:
         """The numbers of all rounds; how many there are may grow meanwhile, and watched files come after them."""
@@ -240,6 +261,7 @@ class Run:
             label=self._label(number),
             every_prompt=pool is not None and pool.whole,
             give_up=self._giving_up(number),
+            ahead=self._ahead.pop(number, None),
         )
 
     def _giving_up(self, number: int) -> Callable[[], None] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,19 @@ class Updater:
             )
         return f"; the engine differs by {gap:.0e} nats a token"
 
-    def update(self, start: Weights, data: StageFolder, references: References) -> Weights:
-        """Train from `start` on all pairs or groups; the new policy, published in the round's folder."""
+    def update(
+        self,
+        start: Weights,
+        data: StageFolder,
+        references: References,
+        *,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Weights:
+        """Train from `start` on all pairs or groups; the new policy, published in the round's folder.
+
+        Args:
+            meanwhile: called again and again while the group trains.
+        """
         shop, config, policy = self._at.shop, self._at.config, self._at.folder / "policy"
         fingerprint = {
             data.contract.name: data.digest(),
@@ -127,7 +138,9 @@ class Updater:
                 probe=shop.sync.probe,
             )
             with shop.console.bar("update", total=None) as bar:
-                shop.crew.trainers(config).run(job, on_report=lambda step: bar.at(step["step"], step["steps"]))
+                shop.crew.trainers(config).run(
+                    job, on_report=lambda step: bar.at(step["step"], step["steps"]), meanwhile=meanwhile
+                )
             manifest = found_model(policy, fingerprint)
             assert manifest is not None, "the training group published no policy"
             self._at.tell("update", figures.updated_line(manifest["update"], watch.seconds, rows=data.contract.name))

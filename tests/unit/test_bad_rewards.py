@@ -15,7 +15,7 @@ from refusals import refuse_published, refused
 from pipeline.artifacts import StageFolder
 from pipeline.policies import Policies
 from pipeline.round import Round
-from stages.contracts import CANDIDATES, PROMPTS
+from stages.contracts import CANDIDATES, FATES, GROUPS, PROMPTS
 from stages.errors import InputError, StageError
 from stages.sample.stage import Draw
 from stages.score.functions import FunctionScorer, find_function
@@ -254,3 +254,19 @@ def test_empty_answers_of_a_whole_round_are_one_answer_and_no_pair(bench):
     written_run.publish(empty, parts)
     scored = rnd.data.score(prompts, empty)
     refused(lambda: rnd.data.pair(prompts, empty, scored), "duplicate_answers 4", "sample.temperature", kind=StageError)
+
+
+def test_a_round_of_groups_publishes_them_in_the_place_of_pairs(bench):
+    rnd = bench.round("pair={strategy: groups, length_penalty: 0.5}", "update.loss_type=exo")
+    tables = bench.tables(rnd)
+    made = rnd.data.pair(*tables, rnd.data.score(*tables))
+    assert made.contract is GROUPS and made.is_closed() and not (rnd.folder / "pairs").exists()
+    groups = [row for table in made.read_all() for row in table.to_pylist()]
+    candidates = {row["response_id"]: row for table in tables[1].read_all() for row in table.to_pylist()}
+    for row in groups:
+        assert row["rewards"] == sorted(row["rewards"], reverse=True) and row["rewards"][0] > row["rewards"][-1]
+        mine = [candidates[key] for key in row["response_ids"]]
+        assert row["responses"] == [answer["response"] for answer in mine]
+        assert row["response_token_ids"] == [answer["response_token_ids"] for answer in mine]
+    fates = [row for table in StageFolder(rnd.folder / "fates", FATES).read_all() for row in table.to_pylist()]
+    assert sorted(f["prompt_id"] for f in fates if f["num_pairs"]) == sorted(row["prompt_id"] for row in groups)

@@ -123,3 +123,11 @@ def test_a_round_may_name_others_than_the_rest(models, tmp_path):
     rounds = "rounds=[{}, {start: initial, reference: initial}, {reference: previous}]"
     assert named(models, tmp_path, [0], rounds) == (1, 0, [0])
     assert named(models, tmp_path, [0, 0], rounds) == (2, 2, [0])
+
+
+def test_a_stale_round_samples_with_the_policy_before_and_trains_from_the_latest(models, tmp_path):
+    stale = "max_staleness=1"
+    assert named(models, tmp_path, [], stale) == (0, 0, [0])
+    assert named(models, tmp_path, [0], stale) == (0, 1, [1])
+    assert named(models, tmp_path, [0, 1, 2], stale) == (2, 3, [3])
+    assert named(models, tmp_path, [0, 0, 0], stale, "start=initial") == (2, 0, [0])
