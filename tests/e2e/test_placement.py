@@ -122,3 +122,12 @@ def test_no_process_actor_or_placement_group_stays_from_round_to_round(runs, pla
     for seen in later:
         assert (seen["groups"], seen["actors"]) == (second["groups"], second["actors"])
         assert kept_processes(seen) == kept_processes(second)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_no_workers_memory_grows_by_what_an_engine_would_leave_behind(runs, placement):
+    """An engine that stayed would keep its KV cache, 1 GiB a round; a quarter of one is allowed over three rounds."""
+    seen = runs[placement][0]
+    second, last = workers_memory(seen[1]), workers_memory(seen[-1])
+    assert len(second) >= 4, "a sampler, a scorer and two trainers"
+    assert max(last[pid] - second[pid] for pid in second) < 256 * MIB
