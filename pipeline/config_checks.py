@@ -37,13 +37,8 @@ def check_across(config: Config) -> None:
         )
     if config.score is not None:
         _check_rewards(config.score)
-    if config.cluster.placement == "colocate" and config.cluster.streaming == "on":
-        raise ConfigError(
-            "cluster.streaming",
-            wanted="auto or off with cluster.placement colocate, under which stages take turns",
-            got="on",
-            fix="--set cluster.streaming=auto",
-        )
+    if config.cluster.placement == "colocate":
+        _check_turns(config)
     stop, evaluate = config.stop_when, config.evaluate
     if (stop.patience or stop.max_kl) and (evaluate is None or (stop.max_kl and not evaluate.kl)):
         key = "patience" if stop.patience else "max_kl"
@@ -52,6 +47,24 @@ def check_across(config: Config) -> None:
             wanted="an evaluation to look at" + (" with kl: true" if stop.max_kl and evaluate else ""),
             got="none" if evaluate is None else "evaluate.kl false",
             fix="add evaluate: {holdout: 0.1}" if evaluate is None else "--set evaluate.kl=true",
+        )
+
+
+def _check_turns(config: Config) -> None:
+    """Refuse what has stages overlap, where they take turns."""
+    if config.cluster.streaming == "on":
+        raise ConfigError(
+            "cluster.streaming",
+            wanted="auto or off with cluster.placement colocate, under which stages take turns",
+            got="on",
+            fix="--set cluster.streaming=auto",
+        )
+    if config.max_staleness:
+        raise ConfigError(
+            "max_staleness",
+            wanted="0 with cluster.placement colocate: no engine samples while the trainers have their turn",
+            got=str(config.max_staleness),
+            fix="--set max_staleness=0, or --set cluster.placement=split",
         )
 
 

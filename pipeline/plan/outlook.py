@@ -117,7 +117,7 @@ def _placed(config: Config, survey: Survey, hardware: Hardware) -> tuple[list[Wo
         told = "stages take turns; a device has to hold the largest of them, and what the others keep at rest"
         return workers, shortages, f"colocate: {told}"
     told = "split: every worker holds its own share for the whole run"
-    if not shortages or config.cluster.streaming == "on":
+    if not shortages or config.cluster.streaming == "on" or config.max_staleness:
         return workers, shortages, told
     in_turn = config.cluster.model_copy(update={"placement": "colocate"})
     _, others = _held_against(config.model_copy(update={"cluster": in_turn}), survey, hardware)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 SMALL = (
@@ -91,9 +93,41 @@ def run_of(folder: Path, placement: str) -> tuple[list[dict], str]:
     return seen, next(rest for word, _, rest in lines if word == "result")
 
 
-@pytest.fixture(scope="module", params=["split", "colocate"])
-def five_rounds(request, tmp_path_factory):
-    return run_of(tmp_path_factory.mktemp(request.param), request.param)
+PLACEMENTS = ("split", "colocate")
+WORKERS = ("ray::_Actor", "ray::RayTrainWorker")  # the sampler and the scorer, the trainers
 
 
-RESULTS: set[str] = set()
+def kept_processes(seen: dict) -> dict[str, str]:
+    """Titles by process id, without the workers that Ray keeps a while for the next task."""
+    return {pid: title for pid, (title, _) in seen["processes"].items() if title and title != "ray::IDLE"}
+
+
+def workers_memory(seen: dict) -> dict[str, int]:
+    """Private bytes by process id."""
+    return {pid: size for pid, (title, size) in seen["processes"].items() if title in WORKERS}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return {placement: run_of(tmp_path_factory.mktemp(placement), placement) for placement in PLACEMENTS}
+
+
+def test_where_stages_run_decides_nothing_of_the_policy(runs):
+    assert runs["split"][1] == runs["colocate"][1]
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_no_process_actor_or_placement_group_stays_from_round_to_round(runs, placement):
+    second, *later = runs[placement][0][1:]
+    for seen in later:
+        assert (seen["groups"], seen["actors"]) == (second["groups"], second["actors"])
+        assert kept_processes(seen) == kept_processes(second)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_no_workers_memory_grows_by_what_an_engine_would_leave_behind(runs, placement):
+    """An engine that stayed would keep its KV cache, 1 GiB a round; a quarter of one is allowed over three rounds."""
+    seen = runs[placement][0]
+    second, last = workers_memory(seen[1]), workers_memory(seen[-1])
+    assert len(second) >= 4, "a sampler, a scorer and two trainers"
+    assert max(last[pid] - second[pid] for pid in second) < 256 * MIB

@@ -289,9 +289,10 @@ def test_a_plan_says_that_stages_in_turn_have_room_where_all_at_once_have_not(tm
     assert "colocate" not in too_small.shortages[0].fix + too_small.placement
 
 
-def test_stages_that_take_turns_cannot_overlap():
-    with pytest.raises(ConfigError, match="take turns"):
-        config_of("cluster.placement=colocate", "cluster.streaming='on'")
+@pytest.mark.parametrize("setting", ["cluster.streaming='on'", "max_staleness=1"])
+def test_stages_that_take_turns_cannot_overlap(setting):
+    with pytest.raises(ConfigError, match="colocate"):
+        config_of("cluster.placement=colocate", setting)
 
 
 def test_enough_gpus_hold_what_fewer_did_not(tmp_path):

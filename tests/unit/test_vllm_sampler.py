@@ -166,3 +166,13 @@ def test_a_folder_that_holds_other_weights_than_asked_for_is_refused(sampler, po
         sampler.load(Weights(policy_folder, "0" * 64, round=0))
     sampler.load(weights_of(policy_folder))
     assert sampler.generate([SampleRequest([1, 4, 14], 1)], CONFIG)[0][0] is not None
+
+
+@pytest.mark.slow
+def test_an_engine_that_rested_holds_nothing_and_answers_as_before(sampler, policy_folder):
+    before = sampled(sampler, policy_folder, TABLE)
+    sampler.rest()
+    sampler.rest()
+    loading = sampler.load(weights_of(policy_folder))
+    assert (loading.way, loading.reason) == ("started", "none was running")
+    assert sampled(sampler, policy_folder, TABLE) == before
