@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class ClusterConfig(BaseModel):
@@ -28,3 +28,8 @@ class ClusterConfig(BaseModel):
     start_timeout_s: float = Field(
         600.0, gt=0, description="seconds to wait for cores and GPUs that others hold, before the run ends"
     )
+
+    @field_validator("streaming", mode="before")
+    @classmethod
+    def _a_word(cls, value: object) -> object:
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value  # as YAML reads them
