@@ -176,20 +176,34 @@ class Pool(Workers):
         for index in range(size):
             self._start(index)
 
-    def each(self, job: Job) -> list[Any]:
+    def wait_until_up(self) -> None:
+        """Wait until every actor has come up, and holds what it asked for.
+
+        Raises:
+            WorkerLost: if one died once too often.
+            KeptWaiting: if none came up in time.
+        """
+        while self._starting:
+            self.handle(first_news([self])[1])
+
+    def each(self, job: Job, *, built_only: bool = False) -> list[Any]:
         """What a job returns on every actor that is up; no other job may be under way.
 
         An actor that dies under it is started again, and gives nothing.
+
+        Args:
+            built_only: an actor that has not built its state yet gives None, and builds none.
 
         Raises:
             WorkerLost: if an actor died once too often.
             Exception: what the job raised, as it was.
         """
         assert not self._running and not self._waiting, "other jobs are under way"
-        values, asked = [], [(index, self._actors[index].run.remote(job)) for index in self._idle]
+        values, asked = [], [(index, self._actors[index].run.remote(job, built_only)) for index in self._idle]
         for index, ref in asked:
             try:
-                values.append(self._noted(job, _result(ref, self._logs[index])))
+                done = _result(ref, self._logs[index])
+                values.append(None if done is None else self._noted(job, done))
             except WorkerLost as lost:
                 self._idle.remove(index)
                 self._restart(index, lost)
@@ -335,8 +349,10 @@ class _Actor:
         self._build = build
         self._state: Any = None
 
-    def run(self, job: Job) -> Timed:
+    def run(self, job: Job, built_only: bool = False) -> Timed | None:
         # Built at the first job, not in __init__: what it raises then comes back as it is.
+        if self._state is None and built_only:
+            return None
         if self._state is None:
             self._state = self._build()
         return timed(job, self._state)
