@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from pipeline.console import Console, share
+from pipeline.console import Console, duration, share
 from pipeline.figures import others
 from pipeline.files import read_json, write_json, write_text
 from pipeline.page.render import page
@@ -136,6 +136,11 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
             told += f", reward margin {first['rewards/margins']:.3f} -> {last['rewards/margins']:.3f}"
         if (active := last.get("rejected_active")) is not None:
             told += f"; in the last step {share(active, 1)} of the rejected answers stood above their reference"
+        lines.append(told)
+    if "idle_share" in report:
+        told = f"  timed    {duration(report['seconds'])}, no stage at work {share(report['idle_share'], 1)} of it"
+        if "first_answers_s" in report:
+            told += f"; new answers {report['first_answers_s']:.2f} s after the last step"
         lines.append(told)
     return [*lines, f"  {report['decision']}: {report['reason']}", ""]
 

@@ -117,6 +117,18 @@ def test_tensorboards_curves_are_the_metrics_and_the_evaluations(story):
     assert read_curves(story["folder"] / "tensorboard" / "evaluation")["reward"] == rewards
 
 
+def test_the_report_says_when_every_stage_of_a_round_worked(story):
+    found = json.loads((story["folder"] / "round-0001" / "report.json").read_text())
+    spans = found["timeline"]
+    works = {"prompts", "sample", "score", "pair", "reference", "update", "publish", "swap", "evaluate"}
+    assert works <= {span["stage"] for span in spans}
+    assert all(0 <= span["start_s"] <= span["end_s"] <= found["seconds"] + 0.001 for span in spans)
+    assert 0 < found["idle_share"] < 1
+    stepped = next(span["end_s"] for span in spans if span["stage"] == "update")
+    answered = next(span for span in spans if span["stage"] == "evaluate")
+    assert answered["start_s"] < stepped + found["first_answers_s"] <= answered["end_s"] + 0.002
+
+
 def test_the_policy_got_better_by_a_measure_that_the_judge_cannot_fake(story):
     rounds = json.loads((story["folder"] / "report.json").read_text())["rounds"]
     accuracy = [r["evaluate"]["holdout"]["exact_match"] for r in rounds]
