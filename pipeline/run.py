@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import report
 from pipeline.ahead import Ahead
-from pipeline.artifacts import StageFolder
 from pipeline.collect import Collector
 from pipeline.evaluation import Evaluation
 from pipeline.figures import Figures
@@ -19,26 +17,15 @@ from pipeline.fingerprints import refuse_other_fingerprint
 from pipeline.jobs import inputs
 from pipeline.lineage import Lineage, RoundRecord, describe
 from pipeline.policies import Policies, PolicyLine
-from pipeline.pools import read_pool
 from pipeline.round import Round
 from pipeline.round_context import RoundContext
 from pipeline.run_folder import write_config
+from pipeline.run_pools import RunPools
 from pipeline.schedule import asked_rounds, reason_to_stop
-from pipeline.sections import PromptsConfig
-from pipeline.sources import DataSource
 from pipeline.watch import Watch
 from pipeline.workshop import Workshop
-from stages.contracts import PROMPTS
 from stages.errors import ConfigError, InputError
 from stages.protocols import Weights
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Prompts that rounds draw from; `whole`: a round asks them all."""
-
-    table: StageFolder
-    whole: bool = False
 
 
 class Run:
@@ -55,7 +42,7 @@ class Run:
         self.evaluation = Evaluation(shop, self.config.evaluate) if self.config.evaluate is not None else None
         self._watch = Watch(self.folder / "watched.json", watched)
         self._line = PolicyLine(shop, self.lineage)
-        self._pools: dict[int, Pool] = {}
+        self._pools = RunPools(shop, self.evaluation)
         self._ahead: dict[int, Ahead] = {}
 
     # ---- prompts ----------------------------------------------------------------------------------------------------
@@ -83,58 +70,11 @@ class Run:
         )
         if self.evaluation is not None:
             self.evaluation.prepare()
-        told = [self._prepare_pool(number) for number in range(1, max(1, self.num_rounds) + 1)]
+        told = [self._pools.prepare(number, self.num_rounds) for number in range(1, max(1, self.num_rounds) + 1)]
         if self.evaluation is not None:
             told.insert(1, f"{self.evaluation.num_prompts:,} held out for evaluation")
         if told := [text for text in told if text]:
             self.shop.console.line("", "prompts", ", ".join(told))
-
-    def _prepare_pool(self, number: int) -> str:
-        """Read what a round draws from, unless an earlier one does too; what to tell of it."""
-        config = self.config.for_round(number).prompts
-        source = self.shop.sources.of(number).prompts
-        if config is None or source is None:
-            return ""
-        same = next((k for k in self._pools if self._reads_same(k, number)), None)
-        if same is not None:
-            self._pools[number] = self._pools[same]
-            told = ""
-        else:
-            folder = self.folder / ("prompts" if not self._pools else f"prompts-{number}")
-            self._pools[number] = Pool(StageFolder(folder, PROMPTS))
-            told = self._read_pool(self._pools[number].table, source, config)
-        self._refuse_small_pool(number, config)
-        return told
-
-    def _reads_same(self, one: int, other: int) -> bool:
-        a, b = self.config.for_round(one).prompts, self.config.for_round(other).prompts
-        plain = {"per_round": 1, "shard_size": 1}
-        return a is not None and b is not None and a.model_copy(update=plain) == b.model_copy(update=plain)
-
-    def _read_pool(self, out: StageFolder, source: DataSource, config: PromptsConfig) -> str:
-        evaluated = self.evaluation.prompts if self.evaluation is not None else None
-        stats = read_pool(self.shop, out, source, config, evaluated=evaluated).entries[0].stats
-        num_prompts = out.entry(0).rows
-        told = f"{num_prompts:,} to train on"
-        if stats["merged"]:
-            told += f"; {stats['merged']:,.0f} repeated rows merged"
-        if stats["evaluated"]:
-            told += f"; {stats['evaluated']:,.0f} left out of training, since they are evaluated on"
-        if stats["changed"]:
-            told += f"; the policy's tokenizer does not keep the text of {stats['changed']:,.0f} of them as it is"
-        if not out.path.name.startswith("prompts-") and self.num_rounds * config.per_round > num_prompts:
-            told += f"; asked again, reshuffled, after {num_prompts // config.per_round} rounds"
-        return told
-
-    def _refuse_small_pool(self, number: int, config: PromptsConfig) -> None:
-        num_prompts = self._pools[number].table.entry(0).rows
-        if num_prompts < config.per_round:
-            raise ConfigError(
-                "prompts.per_round",
-                wanted=f"at most the {num_prompts} different prompts there are to train on",
-                got=str(config.per_round),
-                fix=f"--set prompts.per_round={num_prompts}",
-            )
 
     # ---- rounds -----------------------------------------------------------------------------------------------------
 
@@ -186,12 +126,11 @@ class Run:
         known = after <= self.num_rounds and self._watch.file_of(number) is None
         if not self.config.max_staleness or config.pairs is not None or not known:
             return None
-        if after not in self._pools:
-            self._prepare_pool(after)
+        self._pools.prepare(after, self.num_rounds)
         policy = self._line.sampling(after)
         folder = self.folder / f"round-{after:04d}"
         at = RoundContext(self.shop, after, Policies(policy, policy), folder, self._label(after))
-        collector = Collector(at, pool=self._pools[after].table, drawn_before=self._drawn_before(after))
+        collector = Collector(at, pool=self._pools[after].table, drawn_before=self._pools.drawn_before(after))
         self._ahead[after] = Ahead(at, collector, policy)
         return self._ahead[after]
 
@@ -204,8 +143,7 @@ class Run:
                     continue
             elif configured < self.num_rounds:
                 configured += 1
-                if number not in self._pools:
-                    self._prepare_pool(number)
+                self._pools.prepare(number, self.num_rounds)
             else:
                 if self._watch.folder is not None and not told:
                     self.shop.console.line("", "watching", f"{self._watch.folder} for files of prompts")
@@ -220,18 +158,14 @@ class Run:
 
     def _read_watched(self, number: int, file: Path) -> bool:
         """Read the prompts of the file that a round took; whether they can be used."""
-        config, table = self.config.for_round(number).prompts, StageFolder(self.folder / f"prompts-{number}", PROMPTS)
-        assert config is not None
         try:
-            if not table.is_closed():
-                told = self._read_pool(table, DataSource.found(file, key="--watch"), config)
+            if told := self._pools.prepare_whole(number, file, self.num_rounds):
                 self.shop.console.line("", "prompts", f"{file}: {told}")
         except (InputError, OSError) as error:
             self._watch.refuse(file, str(error))
             reason = f"{error.got}; {error.fix}" if isinstance(error, InputError) else str(error)
             self.shop.console.line("", "refused", f"{file}: {reason}")
             return False
-        self._pools[number] = Pool(table, whole=True)
         return True
 
     def _settled_reports(self) -> list[dict[str, Any]]:
@@ -256,7 +190,7 @@ class Run:
             number,
             self._line.of(number),
             pool=pool.table if pool else None,
-            drawn_before=self._drawn_before(number),
+            drawn_before=self._pools.drawn_before(number),
             evaluation=self.evaluation,
             label=self._label(number),
             every_prompt=pool is not None and pool.whole,
@@ -276,13 +210,6 @@ class Run:
             shutil.rmtree(self._pools[number].table.path)
 
         return give_up
-
-    def _drawn_before(self, number: int) -> list[int]:
-        """How many prompts each earlier round drew from a round's pool."""
-        mine = self._pools.get(number)
-        earlier = (k for k in range(1, number) if mine is not None and self._pools.get(k) == mine)
-        configs = (self.config.for_round(k).prompts for k in earlier)
-        return [config.per_round for config in configs if config is not None]
 
     def _label(self, number: int) -> str:
         return f"round {number}/{max(number, self.num_rounds)}"
