@@ -3,6 +3,8 @@
 # make test-slow  the slow tier
 # make test-all   both
 # make check      format, lint, types, import rules
+# make bench-round    what a round costs, side by side; a JSON line a case
+# make bench-pairing  how fast answers become pairs, likewise
 # make format     format, and mend what the linter can
 # make install    install what is missing
 # make clean-env  remove the environment
@@ -21,7 +23,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: help run test test-slow test-all check format install clean-env
+.PHONY: help run test test-slow test-all check bench-round bench-pairing format install clean-env
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -43,6 +45,12 @@ check: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench-round: $(READY)
+	@PYTHONPATH=. $(BIN)/python benchmarks/round.py $(ARGS)
+
+bench-pairing: $(READY)
+	@PYTHONPATH=. $(BIN)/python benchmarks/pairing.py $(ARGS)
 
 format: $(READY)
 	@$(BIN)/ruff format .

@@ -13,7 +13,11 @@ class ClusterConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str = Field("local", description="local, or a Ray address; local starts Ray on this machine")
-    placement: Literal["split"] = Field("split", description="samplers, scorers and trainers hold their own devices")
+    placement: Literal["split", "colocate"] = Field(
+        "split",
+        description="split: samplers, scorers and trainers hold their own devices; colocate: they take turns on the "
+        "same ones, and let go of their memory in between",
+    )
     streaming: Literal["auto", "on", "off"] = Field(
         "auto",
         description="score and pair the first answers while others are sampled; auto: where there are GPUs, since "

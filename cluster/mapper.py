@@ -23,6 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.errors import KeptWaiting, WorkerLost, last_words
 from cluster.resources import Resources
 from cluster.session import redirect_output, told, what_is_free
+from cluster.timing import OnWork, Timed, timed, unnoted
 
 Job = Callable[[Any], Any]
 
@@ -47,8 +48,9 @@ class Outcome:
 class Workers(ABC):
     """Whoever runs jobs: each job is added, given out when there is room, and handled when Ray has news of it."""
 
-    def __init__(self, *, start_timeout_s: float) -> None:
+    def __init__(self, *, start_timeout_s: float, on_work: OnWork) -> None:
         self.start_timeout_s = start_timeout_s
+        self._on_work = on_work
         self._num_jobs = 0
 
     def map(self, jobs: Sequence[Job]) -> Iterator[Any]:
@@ -79,6 +81,11 @@ class Workers(ABC):
 
     @abstractmethod
     def _begin(self, attempt: _Attempt) -> None: ...
+
+    def _noted(self, job: Job, done: Timed) -> Any:
+        """What a job returned, once its times have been noted."""
+        self._on_work(job, done)
+        return done.value
 
     @property
     @abstractmethod
@@ -141,6 +148,7 @@ class Pool(Workers):
         log_dir: where their output goes.
         max_restarts: how often each may be started again, and how many deaths a job may cause.
         start_timeout_s: how long to wait for an actor to come up while none works.
+        on_work: told of every job that has ended.
     """
 
     def __init__(
@@ -153,8 +161,9 @@ class Pool(Workers):
         log_dir: Path,
         max_restarts: int,
         start_timeout_s: float,
+        on_work: OnWork = unnoted,
     ) -> None:
-        super().__init__(start_timeout_s=start_timeout_s)
+        super().__init__(start_timeout_s=start_timeout_s, on_work=on_work)
         self._name, self._build, self._resources = name, build, resources
         self._max_restarts = max_restarts
         self._logs = [log_dir / f"{name}-{index}.log" for index in range(size)]
@@ -167,20 +176,34 @@ class Pool(Workers):
         for index in range(size):
             self._start(index)
 
-    def each(self, job: Job) -> list[Any]:
+    def wait_until_up(self) -> None:
+        """Wait until every actor has come up, and holds what it asked for.
+
+        Raises:
+            WorkerLost: if one died once too often.
+            KeptWaiting: if none came up in time.
+        """
+        while self._starting:
+            self.handle(first_news([self])[1])
+
+    def each(self, job: Job, *, built_only: bool = False) -> list[Any]:
         """What a job returns on every actor that is up; no other job may be under way.
 
         An actor that dies under it is started again, and gives nothing.
+
+        Args:
+            built_only: an actor that has not built its state yet gives None, and builds none.
 
         Raises:
             WorkerLost: if an actor died once too often.
             Exception: what the job raised, as it was.
         """
         assert not self._running and not self._waiting, "other jobs are under way"
-        values, asked = [], [(index, self._actors[index].run.remote(job)) for index in self._idle]
+        values, asked = [], [(index, self._actors[index].run.remote(job, built_only)) for index in self._idle]
         for index, ref in asked:
             try:
-                values.append(_result(ref, self._logs[index]))
+                done = _result(ref, self._logs[index])
+                values.append(None if done is None else self._noted(job, done))
             except WorkerLost as lost:
                 self._idle.remove(index)
                 self._restart(index, lost)
@@ -211,7 +234,7 @@ class Pool(Workers):
             raise
         self._idle.append(index)
         self._give_out()
-        return Outcome(attempt.number, value)
+        return Outcome(attempt.number, self._noted(attempt.job, value))
 
     def forget(self) -> None:
         self._waiting.clear()
@@ -263,8 +286,16 @@ class Pool(Workers):
 class Tasks(Workers):
     """Stateless jobs as Ray tasks; a job is called with None."""
 
-    def __init__(self, *, resources: Resources, log_dir: Path, max_retries: int, start_timeout_s: float) -> None:
-        super().__init__(start_timeout_s=start_timeout_s)
+    def __init__(
+        self,
+        *,
+        resources: Resources,
+        log_dir: Path,
+        max_retries: int,
+        start_timeout_s: float,
+        on_work: OnWork = unnoted,
+    ) -> None:
+        super().__init__(start_timeout_s=start_timeout_s, on_work=on_work)
         self._log = log_dir / "tasks.log"
         self._starting: dict[Any, _Attempt] = {}
         self._running: dict[Any, _Attempt] = {}
@@ -292,7 +323,7 @@ class Tasks(Workers):
         if value == _STARTED:
             self._running[ref] = attempt
             return None
-        return Outcome(attempt.number, value[0])
+        return Outcome(attempt.number, self._noted(attempt.job, value))
 
     def forget(self) -> None:
         self._starting.clear()
@@ -318,17 +349,19 @@ class _Actor:
         self._build = build
         self._state: Any = None
 
-    def run(self, job: Job) -> Any:
+    def run(self, job: Job, built_only: bool = False) -> Timed | None:
         # Built at the first job, not in __init__: what it raises then comes back as it is.
+        if self._state is None and built_only:
+            return None
         if self._state is None:
             self._state = self._build()
-        return job(self._state)
+        return timed(job, self._state)
 
 
 def _run_job(job: Job, log: Path) -> Iterator[Any]:
     redirect_output(log)
     yield _STARTED
-    yield [job(None)]
+    yield timed(job, None)
 
 
 def _again(attempt: _Attempt, lost: WorkerLost, most: int) -> _Attempt:

@@ -16,6 +16,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from ray.exceptions import RayError
 from cluster.errors import KeptWaiting, WorkerLost, last_words
 from cluster.resources import Resources
 from cluster.session import redirect_output, told, what_is_free
+from cluster.timing import OnWork, Timed, timed, unnoted
 
 GroupJob = Callable[[Any, Callable[[Any], None]], Any]
 
-_POLL_S = 0.1
+_LOOK_S = 0.5  # between looks at the reports of a job that goes on; its end is told at once
+_BRIEF_LOOK_S = 0.02  # where something else goes on meanwhile
 _LONG_POLL_S = 5.0
 _CLOSE_S = 60.0
 
@@ -45,6 +48,7 @@ class TrainingGroup:
         log_dir: where the ranks' output goes.
         max_restarts: how often the group may be started again.
         start_timeout_s: how long to wait, over all these times, for what the ranks ask for.
+        on_work: told of every job that has ended, with rank 0's times.
     """
 
     def __init__(
@@ -58,7 +62,9 @@ class TrainingGroup:
         log_dir: Path,
         max_restarts: int,
         start_timeout_s: float,
+        on_work: OnWork = unnoted,
     ) -> None:
+        self._on_work = on_work
         self._size, self._resources, self._start_timeout_s = size, resources, start_timeout_s
         self._log = log_dir / "trainer-0.log"
         self._mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0).remote()
@@ -86,22 +92,21 @@ class TrainingGroup:
         number = self._num_jobs
         self._num_jobs += 1
         ray.get(self._mailbox.put.remote(job))
+        at_most_s = _LOOK_S if meanwhile is None else _BRIEF_LOOK_S
         while True:
             ended, _ = ray.wait([self._ended], timeout=0)
-            reports, outcome = ray.get(self._mailbox.look.remote(number))
+            reports, outcome = ray.get(self._mailbox.look.remote(number, at_most_s))
             for report in reports:
                 on_report(report)
             if outcome is not None:
-                result, refusal = outcome
-                if refusal is not None:
-                    raise refusal
-                return result
+                if isinstance(outcome, Exception):
+                    raise outcome
+                self._on_work(job, outcome)
+                return outcome.value
             if ended:
                 raise self._end()
             if meanwhile is not None:
                 meanwhile()
-            else:
-                time.sleep(_POLL_S)
 
     def close(self) -> None:
         """Let the ranks return, and wait for the group to end."""
@@ -180,12 +185,12 @@ def _serve(config: dict[str, Any]) -> None:
             continue
         try:
             state = config["build"]() if state is None else state
-            result = found[0](state, _reporter(mailbox, number if rank == 0 else None))
+            done = timed(found[0], state, _reporter(mailbox, number if rank == 0 else None))
         except config["refusals"] as refusal:
-            ray.get(mailbox.acknowledge.remote(number, None, refusal))
+            ray.get(mailbox.acknowledge.remote(number, refusal))
             raise
         if rank == 0:
-            ray.get(mailbox.acknowledge.remote(number, result, None))
+            ray.get(mailbox.acknowledge.remote(number, done))
         number += 1
 
 
@@ -204,7 +209,7 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self._jobs: list[GroupJob] = []
-        self._outcomes: dict[int, tuple[Any, Exception | None]] = {}
+        self._outcomes: dict[int, Timed | Exception] = {}
         self._reports: list[tuple[int, Any]] = []
         self._closed = False
         self._changed = asyncio.Event()
@@ -223,13 +228,7 @@ class _Mailbox:
 
     async def take(self, number: int) -> Any:
         """Job `number` in a list, ``"closed"``, or None after a while without either."""
-        deadline = time.monotonic() + _LONG_POLL_S
-        while number >= len(self._jobs) and not self._closed and time.monotonic() < deadline:
-            changed = self._changed
-            try:
-                await asyncio.wait_for(changed.wait(), _LONG_POLL_S)
-            except TimeoutError:
-                return None
+        await self._until(lambda: number < len(self._jobs) or self._closed, _LONG_POLL_S)
         if number < len(self._jobs):
             return [self._jobs[number]]
         return "closed" if self._closed else None
@@ -237,14 +236,26 @@ class _Mailbox:
     async def report(self, number: int, value: Any) -> None:
         self._reports.append((number, value))
 
-    async def acknowledge(self, number: int, result: Any, refusal: Exception | None) -> None:
-        self._outcomes.setdefault(number, (result, refusal))
+    async def acknowledge(self, number: int, outcome: Timed | Exception) -> None:
+        self._outcomes.setdefault(number, outcome)
+        self._wake()
 
-    async def look(self, number: int) -> tuple[list[Any], tuple[Any, Exception | None] | None]:
-        """A job's reports since the last look, and its outcome if it has one; late reports of others are dropped."""
+    async def look(self, number: int, at_most_s: float) -> tuple[list[Any], Timed | Exception | None]:
+        """A job's reports since the last look, and its outcome as soon as it has one, or None after a while.
+
+        Late reports of others are dropped.
+        """
+        await self._until(lambda: number in self._outcomes, at_most_s)
         reports = [value for of, value in self._reports if of == number]
         self._reports = []
         return reports, self._outcomes.get(number)
+
+    async def _until(self, holds: Callable[[], bool], at_most_s: float) -> None:
+        """Wait for a change that makes something hold, for a while."""
+        deadline = time.monotonic() + at_most_s
+        while not holds() and (left := deadline - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
 
     def _wake(self) -> None:
         self._changed.set()

@@ -37,6 +37,13 @@ def check_across(config: Config) -> None:
         )
     if config.score is not None:
         _check_rewards(config.score)
+    if config.cluster.placement == "colocate" and config.cluster.streaming == "on":
+        raise ConfigError(
+            "cluster.streaming",
+            wanted="auto or off with cluster.placement colocate, under which stages take turns",
+            got="on",
+            fix="--set cluster.streaming=auto",
+        )
     stop, evaluate = config.stop_when, config.evaluate
     if (stop.patience or stop.max_kl) and (evaluate is None or (stop.max_kl and not evaluate.kl)):
         key = "patience" if stop.patience else "max_kl"

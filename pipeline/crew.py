@@ -15,8 +15,10 @@ from cluster.mapper import Pool, Tasks
 from cluster.session import Devices, Resources
 from cluster.workers import TrainingGroup
 from pipeline.config import Config
+from pipeline.jobs.resting import rest_rewards, rest_sampler, rest_trainer
 from pipeline.layout import lay_out
 from pipeline.sources import RewardSource
+from pipeline.timeline import Timeline
 from stages.errors import PrefloopError
 from stages.protocols import Reward
 from stages.sample.config import SampleConfig
@@ -36,10 +38,16 @@ class BuildSampler:
     num_threads: int
     use_gpu: bool
     seed: int
+    sleeps: bool
 
     def __call__(self) -> VLLMSampler:
         return VLLMSampler(
-            self.config, dtype=self.dtype, num_threads=self.num_threads, use_gpu=self.use_gpu, seed=self.seed
+            self.config,
+            dtype=self.dtype,
+            num_threads=self.num_threads,
+            use_gpu=self.use_gpu,
+            seed=self.seed,
+            sleeps=self.sleeps,
         )
 
 
@@ -88,39 +96,62 @@ class Crew:
     """Samplers, scorers, the training group and stateless tasks of one run.
 
     Each kind is started when first asked for, and again, in the old one's place, when a round asks for another one.
+    Under placement ``colocate`` asking for one is its turn: the kind before it rests first.
 
     Args:
         config: the run's.
         devices: what the cluster has.
         log_dir: where the workers' output goes.
+
+    Attributes:
+        timeline: when they worked.
     """
 
     def __init__(self, config: Config, devices: Devices, *, log_dir: Path) -> None:
+        self.timeline = Timeline()
         self._config, self.devices, self._log_dir = config, devices, log_dir
         self.layout = lay_out(config, devices)
         self._held: dict[str, tuple[object, Any]] = {}
+        self._colocated = config.cluster.placement == "colocate"
+        self._on_turn: str | None = None
 
     @property
     def stages_overlap(self) -> bool:
         """Whether stages of a round run side by side."""
         wanted = self._config.cluster.streaming
+        if self._colocated:
+            return False
         return self.devices.gpus > 0 if wanted == "auto" else wanted == "on"
 
     def samplers(self, config: Config) -> Pool:
         """Engines for a round's config."""
+        self._take_turn("sampler")
+        return self._samplers(config)
+
+    def _samplers(self, config: Config) -> Pool:
         layout, threads = self.layout, max(1, self.devices.cpus // max(1, config.num_engines))
         build = BuildSampler(
-            config.sample.engine(), config.policy.dtype, threads, layout.sampler.gpus > 0, config.run.seed
+            config.sample.engine(),
+            config.policy.dtype,
+            threads,
+            layout.sampler.gpus > 0,
+            config.run.seed,
+            self._colocated,
         )
         return self._pool("sampler", build, config.sample.engines, layout.sampler)
 
     def scorers(self, config: Config, rewards: Sequence[RewardSource]) -> Pool:
-        """Rewards, loaded."""
+        """Rewards, loaded; without a model among them they need no turn."""
+        if any(source.folder is not None for source in rewards):
+            self._take_turn("scorer")
         build = BuildRewards(tuple(rewards), self.devices.cpus, self.layout.scorer.gpus > 0)
         return self._pool("scorer", build, 1, self.layout.scorer)
 
     def trainers(self, config: Config) -> TrainingGroup:
         """The training group; how to update comes with each job."""
+        self._take_turn("trainer")
+        if self._colocated and self.devices.gpus > 1 and config.num_engines and "sampler" not in self._held:
+            self._samplers(config).wait_until_up()  # the shares of GPUs need them to be placed first, see `lay_out`
         resources, update = self.layout.trainer, config.update
         key = (update.workers, update.device)
         threads = max(1, self.devices.cpus // update.workers)
@@ -135,6 +166,7 @@ class Crew:
                 log_dir=self._log_dir,
                 max_restarts=config.cluster.max_worker_restarts,
                 start_timeout_s=config.cluster.start_timeout_s,
+                on_work=self.timeline.note,
             )
 
         return self._same_or_new("trainer", key, start)  # type: ignore[no-any-return]
@@ -147,12 +179,24 @@ class Crew:
             log_dir=self._log_dir,
             max_retries=self._config.cluster.max_worker_restarts,
             start_timeout_s=self._config.cluster.start_timeout_s,
+            on_work=self.timeline.note,
         )
 
     def close(self) -> None:
         """End those that were started."""
         while self._held:
             self._held.popitem()[1][1].close()
+
+    def _take_turn(self, kind: str) -> None:
+        """Have the kind whose turn it was rest, where devices are shared."""
+        before, self._on_turn = self._on_turn, kind
+        if not self._colocated or before in (None, kind) or before not in self._held:
+            return
+        workers = self._held[before][1]
+        if before == "trainer":
+            workers.run(rest_trainer, on_report=lambda _: None)
+        else:
+            workers.each(rest_sampler if before == "sampler" else rest_rewards, built_only=True)
 
     def _pool(self, name: str, build: Any, size: int, resources: Resources) -> Pool:
         def start() -> Pool:
@@ -164,6 +208,7 @@ class Crew:
                 log_dir=self._log_dir,
                 max_restarts=self._config.cluster.max_worker_restarts,
                 start_timeout_s=self._config.cluster.start_timeout_s,
+                on_work=self.timeline.note,
             )
 
         return self._same_or_new(name, (build, size, resources), start)  # type: ignore[no-any-return]

@@ -43,6 +43,7 @@ class EngineSync:
         self._held = pool, weights
         if held is not None and held.sha256 != weights.sha256:
             probe = self._probe(weights, held, config)
+            pool = self.crew.samplers(config)  # again: the probe may have been the trainers' turn
             self.reports += pool.each(TakeWeights(weights, held.identity, probe, self._tolerance(config)))
         return pool
 

@@ -13,14 +13,20 @@ from stages.errors import ContractError
 from stages.weights import file_sha256
 
 
-def close_model(folder: Path, fingerprint: Mapping[str, Any], **figures: Any) -> None:
-    """Write a model folder's manifest: its files with their hashes, last."""
+def close_model(folder: Path, fingerprint: Mapping[str, Any], *, sha256: str, **figures: Any) -> None:
+    """Write a model folder's manifest: its files with their hashes, last.
+
+    Args:
+        sha256: of the weights, see `stages.weights.weights_sha256`: a single file of weights is not read again for it.
+    """
+    weights = list(folder.glob("*.safetensors"))
+    known = {weights[0].name: sha256} if len(weights) == 1 else {}
     files = {}
     for file in sorted(folder.iterdir()):
         if file.name != MANIFEST:
             sync(file)
-            files[file.name] = file_sha256(file)
-    write_json(folder / MANIFEST, {"fingerprint": fingerprint, "files": files} | figures)
+            files[file.name] = known.get(file.name) or file_sha256(file)
+    write_json(folder / MANIFEST, {"fingerprint": fingerprint, "files": files, "sha256": sha256} | figures)
 
 
 def found_model(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:

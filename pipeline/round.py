@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -66,7 +67,7 @@ class Round:
         self.data = Collector(
             self._at, pool=pool, drawn_before=drawn_before, every_prompt=every_prompt, give_up=give_up
         )
-        self._updater, self._evaluation, self._watch = Updater(self._at), evaluation, Stopwatch()
+        self._updater, self._evaluation, self._began = Updater(self._at), evaluation, time.time()
         self._ahead: Ahead | None = ahead
         self._next: Ahead | None = None
         if ahead is not None:
@@ -149,5 +150,7 @@ class Round:
             plot_evaluation(self._at.shop.folder, round=self.number, figures=evaluated)
         if syncs := self._at.shop.sync.taken():
             found["engine_sync"] = syncs
-        seconds = {"seconds": self._watch.seconds} if self.number else {}
-        write_json(file, {"round": self.number, "decision": decision, "reason": reason} | seconds | found)
+        ended = time.time()
+        seconds = {"seconds": ended - self._began} if self.number else {}
+        times = self._at.shop.crew.timeline.figures(self.number, self._began, ended)
+        write_json(file, {"round": self.number, "decision": decision, "reason": reason} | seconds | found | times)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from stages.errors import StageError
 from stages.sample.config import SampleConfig
 from stages.vocab import FinishReason, RewardRole
-from stages.weights import weights_sha256
+from stages.weights import refuse_changed_weights, weights_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +46,9 @@ class Weights:
         Raises:
             StageError: if one of them does not.
         """
-        for folder, wanted in ((self.path, self.sha256), (self.master, self.master_sha256)):
-            if folder is not None and (got := weights_sha256(folder)) != wanted:
-                raise StageError(
-                    str(folder),
-                    wanted=f"weights with sha256 {wanted}",
-                    got=got,
-                    fix="restore the folder, or start a run of another name",
-                )
+        refuse_changed_weights(self.path, self.sha256)
+        if self.master is not None and self.master_sha256 is not None:
+            refuse_changed_weights(self.master, self.master_sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +107,10 @@ class Sampler(Protocol):
         """The most tokens a prompt and its answer may have together."""
         ...
 
+    def rest(self) -> None:
+        """Let go of the device's memory for others; `load` comes before the next use."""
+        ...
+
 
 Turn = str | list[dict[str, str]]
 """A prompt or completion as a reward sees it: text, or the messages of a chat."""
@@ -134,4 +132,8 @@ class Reward(Protocol):
         self, prompts: Sequence[Turn], completions: Sequence[Turn], columns: Mapping[str, Sequence[object]]
     ) -> list[float | None]:
         """One reward an answer; `columns` holds ``answer`` and the prompts' extra columns."""
+        ...
+
+    def rest(self) -> None:
+        """Let go of the device's memory for others; the next call takes it again."""
         ...

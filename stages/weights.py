@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from stages.errors import InputError
+from stages.errors import InputError, StageError
 
 _CHUNK_BYTES = 1 << 20
 _MEANING = (".json", ".model", ".txt", ".jinja")
@@ -48,3 +48,18 @@ def weights_sha256(folder: Path) -> str:
         return file_sha256(files[0])
     lines = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def refuse_changed_weights(folder: Path, sha256: str) -> None:
+    """Check that a model folder still holds these weights.
+
+    Raises:
+        StageError: if it does not.
+    """
+    if (got := weights_sha256(folder)) != sha256:
+        raise StageError(
+            str(folder),
+            wanted=f"weights with sha256 {sha256}",
+            got=got,
+            fix="restore the folder, or start a run of another name",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -142,10 +143,11 @@ class UpdatePolicy:
     value_head: Path | None
     probe: ProbeFolder
 
-    def __call__(self, trainer: Any, report: Callable[[Any], None]) -> None:
+    def __call__(self, trainer: Any, report: Callable[[Any], None]) -> float | None:
+        """When the last optimizer step ended, in seconds since 1970; None where the policy is there already."""
         policy = self.folder / "policy"
         if found_model(policy, self.fingerprint) is not None:
-            return
+            return None
         trainer.configure(self.config)
         trainer.load(self.start)
         rows = rows_of(
@@ -167,6 +169,7 @@ class UpdatePolicy:
                 on_step=on_step,
                 value_head=self.value_head,
             )
+            stepped = time.time()
         result = trainer.save(self.folder, round=self.round)
         self.probe.score(trainer, probed, result)
         if trainer.rank == 0:
@@ -177,6 +180,7 @@ class UpdatePolicy:
                 master_sha256=result.master_sha256,
                 update=asdict(summary),
             )
+        return stepped
 
     @contextmanager
     def _recorder(self, trainer: Any, report: Callable[[Any], None]) -> Iterator[Callable[[dict[str, float]], None]]:

@@ -94,6 +94,7 @@ def _lines(outlook: Outlook) -> Iterator[tuple[str, str]]:
     yield "rows", _rows(outlook)
     if outlook.hardware is not None:
         yield "devices", outlook.hardware.told
+        yield "placement", outlook.placement
     for label, worker in zip(["workers", *[""] * len(outlook.workers)], outlook.workers, strict=False):
         yield label, _worker(worker)
     yield from _memory(outlook)
@@ -138,10 +139,11 @@ def _worker(worker: Worker) -> str:
 
 def _memory(outlook: Outlook) -> Iterator[tuple[str, str]]:
     """What each kind of worker needs, largest parts first; what is below a hundredth is left out."""
-    label = "memory"
+    label, rest = "memory", outlook.config.cluster.placement == "colocate"
     for worker in outlook.workers:
         for need, device in ((worker.on_gpu, "of each GPU"), (worker.on_host, "of its machine")):
             if need is not None:
+                need = max(need, need.at_rest(), key=lambda each: each.total) if rest else need
                 yield label, f"a {need.who} takes {size(need.total)} {device}: {_parts(need)}"
                 label = ""
 

@@ -12,6 +12,7 @@ from pipeline.layout import lay_out
 from pipeline.plan import memory
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.memory import Lengths, Need, size
+from pipeline.plan.model_facts import ModelFacts
 from pipeline.plan.survey import DataFile, Survey
 from stages.score.config import ModelReward
 
@@ -69,14 +70,28 @@ def workers_of(config: Config, survey: Survey, hardware: Hardware, *, whole: Con
     known = [(reward, found) for reward in models if (found := survey.rewards[reward.path].facts) is not None]
     if len(known) == len(models):
         scorer = memory.scorer(known)
-    num_engines = config.num_engines
+    num_engines, asleep = config.num_engines, None
+    if config.cluster.placement == "colocate" and facts is not None:
+        weights = memory.Part(f"weights in {dtype}, while it sleeps", facts.weights_bytes(dtype), True)
+        asleep = memory.host_of_resting("sampler", [weights])
     workers = [
-        _worker("sampler", num_engines, layout.sampler, sampler, None),
-        _worker("scorer", int(num_engines > 0), layout.scorer, scorer, None),
+        _worker("sampler", num_engines, layout.sampler, sampler, asleep),
+        _worker("scorer", int(num_engines > 0), layout.scorer, scorer, _host_of_scorer(config, known)),
         _worker("trainer", config.update.workers, layout.trainer, trainer, beside),
         Worker("task", 1, layout.task, None, None),
     ]
     return [worker for worker in workers if worker.count]
+
+
+def _host_of_scorer(config: Config, known: Sequence[tuple[ModelReward, ModelFacts]]) -> Need | None:
+    """What reward models keep beside a GPU that they share in turn."""
+    if config.cluster.placement != "colocate":
+        return None
+    weights = [
+        memory.Part(f"{reward.path}, while others have the GPU", facts.weights_bytes(reward.dtype), True)
+        for reward, facts in known
+    ]
+    return memory.host_of_resting("scorer", weights)
 
 
 def _worker(kind: str, count: int, resources: Resources, need: Need | None, beside: Need | None) -> Worker:
@@ -172,17 +187,28 @@ def _memory_shortages(config: Config, hardware: Hardware, placed: Sequence[tuple
             on_gpu[spot.node, gpu].append(worker.on_gpu)  # type: ignore[arg-type]
         if worker.on_host is not None:
             on_host[spot.node].append(worker.on_host)
-    for needs in on_host.values():
-        needs.append(memory.overhead())
+    at_once = _fullest_turn if config.cluster.placement == "colocate" else list
     found = []
     for where, groups, room in (
-        ("memory of a GPU", list(on_gpu.values()), hardware.gpu_bytes),
-        ("memory of a machine", list(on_host.values()), hardware.ram_bytes),
+        ("memory of a GPU", [at_once(needs) for needs in on_gpu.values()], hardware.gpu_bytes),
+        (
+            "memory of a machine",
+            [[*at_once(needs), memory.overhead()] for needs in on_host.values()],
+            hardware.ram_bytes,
+        ),
     ):
         fullest = max(groups, key=lambda needs: sum(need.total for need in needs), default=[])
         if room is not None and sum(need.total for need in fullest) > room:
             found.append(_shortage(where, fullest, room, _advice(config, fullest)))
     return found
+
+
+def _fullest_turn(needs: Sequence[Need]) -> list[Need]:
+    """What a device has to hold when the kind of worker that fills it most has its turn, and the others rest."""
+    turns = (
+        [need if need.who == kind else need.at_rest() for need in needs] for kind in sorted({n.who for n in needs})
+    )
+    return max(turns, key=lambda turn: sum(need.total for need in turn))
 
 
 def _shortage(where: str, needs: Sequence[Need], room: int, fix: str) -> Shortage:

@@ -35,10 +35,19 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one worker needs on its device (for an engine over several GPUs: on each)."""
+    """What one worker needs on its device (for an engine over several GPUs: on each).
+
+    Attributes:
+        resting: what it keeps under placement ``colocate`` while others have their turn.
+    """
 
     who: str
     parts: tuple[Part, ...]
+    resting: tuple[Part, ...] = (Part("libraries", _PROCESS_BYTES, False),)
+
+    def at_rest(self) -> Need:
+        """What it needs while others have their turn."""
+        return Need(f"{self.who} at rest", self.resting)
 
     @property
     def least(self) -> int:
@@ -201,6 +210,11 @@ def host_of_trainer(facts: ModelFacts) -> Need:
             Part("libraries", _PROCESS_BYTES, False),
         ),
     )
+
+
+def host_of_resting(who: str, weights: list[Part]) -> Need:
+    """What an engine or a reward model on a GPU keeps beside it, in the machine's memory, while others have it."""
+    return Need(who, (Part("libraries", _PROCESS_BYTES, False),), (*weights, Part("libraries", _PROCESS_BYTES, False)))
 
 
 def overhead() -> Need:

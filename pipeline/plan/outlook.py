@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline.config import Config
@@ -31,6 +31,8 @@ from pipeline.plan.rounds import (
 from pipeline.plan.survey import Model, Survey
 from stages.errors import ConfigError
 
+_COLOCATE = "--set cluster.placement=colocate has room, since stages then take turns on the same devices"
+
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
@@ -39,6 +41,7 @@ class Outlook:
     Attributes:
         policy: the model to align, as found.
         hardware: what it is held against; None where that is not known.
+        placement: in words, how workers share the hardware, and which other way has room; empty where it is not known.
         workers: who works, and what each needs; of the round that needs most.
         policy_bytes: on disk, of one policy with its master; None where the model is not known.
         tables_bytes: on disk, of all tables yet to be written.
@@ -53,6 +56,7 @@ class Outlook:
     rounds: Sequence[RoundOutlook]
     policy: Model
     hardware: Hardware | None
+    placement: str
     workers: Sequence[Worker]
     policy_bytes: int | None
     tables_bytes: int
@@ -84,7 +88,7 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
     tables = sum(found.tables_bytes for found in ahead) + (len(ahead) + 1) * _evaluation_bytes(config, survey)
     a_policy = _policy_bytes(config, survey)
     free = None if elsewhere else _free_bytes(config.folder())
-    workers, shortages = _held_against(config, survey, hardware) if hardware else ([], [])
+    workers, shortages, placement = _placed(config, survey, hardware) if hardware else ([], [], "")
     policies = None if a_policy is None else sum(found.num_policies for found in ahead) * a_policy
     disk = None if policies is None else tables + policies
     if disk is not None and free is not None and disk > free:
@@ -95,6 +99,7 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
         rounds=rounds,
         policy=survey.policy,
         hardware=hardware,
+        placement=placement,
         workers=workers,
         policy_bytes=a_policy,
         tables_bytes=tables,
@@ -103,6 +108,26 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
         unknown=_unknown(survey, hardware, workers, elsewhere=elsewhere),
         shortages=shortages,
     )
+
+
+def _placed(config: Config, survey: Survey, hardware: Hardware) -> tuple[list[Worker], list[Shortage], str]:
+    """As `_held_against`, with the placement in words; where stages that take turns had room, the fixes say so."""
+    workers, shortages = _held_against(config, survey, hardware)
+    if config.cluster.placement == "colocate":
+        told = "stages take turns; a device has to hold the largest of them, and what the others keep at rest"
+        return workers, shortages, f"colocate: {told}"
+    told = "split: every worker holds its own share for the whole run"
+    if not shortages or config.cluster.streaming == "on":
+        return workers, shortages, told
+    in_turn = config.cluster.model_copy(update={"placement": "colocate"})
+    _, others = _held_against(config.model_copy(update={"cluster": in_turn}), survey, hardware)
+    left, here = {found.where for found in others}, {found.where for found in shortages}
+    if not left < here:
+        return workers, shortages, told
+    mended = [
+        found if found.where in left else replace(found, fix=f"{_COLOCATE}; or: {found.fix}") for found in shortages
+    ]
+    return workers, mended, f"{told}, which does not fit ({', '.join(sorted(here - left))}); {_COLOCATE}"
 
 
 def _held_against(config: Config, survey: Survey, hardware: Hardware) -> tuple[list[Worker], list[Shortage]]:
@@ -188,6 +213,7 @@ def as_json(outlook: Outlook) -> str:
         "loss_type": list(config.update.loss_types),
         "rounds": [{"sentence": found.sentence} | asdict(found) for found in outlook.rounds],
         "hardware": outlook.hardware.told if outlook.hardware else None,
+        "placement": outlook.placement,
         "workers": [asdict(worker) for worker in outlook.workers],
         "policy_bytes": outlook.policy_bytes,
         "tables_bytes": outlook.tables_bytes,

@@ -39,10 +39,21 @@ class VLLMSampler:
         num_threads: CPU cores to use where there is no GPU.
         use_gpu: whether this process has a GPU.
         seed: of the engine; every request carries its own besides.
+        sleeps: start engines such that they can sleep on a GPU; else, and on a CPU, they stop to rest.
     """
 
-    def __init__(self, config: SampleConfig, *, dtype: str, num_threads: int, use_gpu: bool, seed: int) -> None:
+    def __init__(
+        self,
+        config: SampleConfig,
+        *,
+        dtype: str,
+        num_threads: int,
+        use_gpu: bool,
+        seed: int,
+        sleeps: bool = False,
+    ) -> None:
         self._config, self._dtype, self._use_gpu, self._seed = config, dtype, use_gpu, seed
+        self._sleeps, self._is_asleep = sleeps and use_gpu, False
         self._llm: LLM | None = None
         self._loaded: str | None = None
         self._parts: dict[str, str] = {}
@@ -60,9 +71,11 @@ class VLLMSampler:
             InputError: if vLLM cannot run the model.
             StageError: if the folder no longer holds the weights that were asked for.
         """
-        if self._loaded == weights.sha256 and not afresh:
-            return Loading("held", 0.0)
         began = perf_counter()
+        if self._is_asleep and not afresh:
+            self._wake()
+        if self._loaded == weights.sha256 and not afresh:
+            return Loading("held", perf_counter() - began)
         replace(weights, master=None, master_sha256=None).refuse_changed()  # an engine reads no master
         parts = fixed_parts(weights.path)
         reason = "a new engine was asked for" if afresh else self._take_in_place(weights, parts)
@@ -109,6 +122,27 @@ class VLLMSampler:
         assert self._llm is not None, "load() comes first"
         return int(self._llm.model_config.max_model_len)
 
+    def rest(self) -> None:
+        """See `stages.protocols.Sampler`: the engine sleeps where it can, else it stops. Sleep was not run: no GPU.
+
+        It sleeps at vLLM's level 1, which keeps the weights in the machine's memory. What wakes is what went to sleep,
+        and other weights then come in place, with the proof that any such change takes. Level 2 keeps no weights, so
+        that every waking would be a change of weights, also where they stay the same and no probe can tell.
+        """
+        if self._llm is None or self._is_asleep:
+            return
+        if not self._sleeps:
+            self.close()
+            return
+        self._llm.reset_prefix_cache()
+        self._llm.sleep(level=1)
+        self._is_asleep = True
+
+    def _wake(self) -> None:
+        assert self._llm is not None
+        self._llm.wake_up()
+        self._is_asleep = False
+
     def close(self) -> None:
         """Stop the engine and give its memory back; the sampler can load again."""
         if self._llm is None:
@@ -116,7 +150,7 @@ class VLLMSampler:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         self._llm.llm_engine.engine_core.shutdown()
-        self._llm, self._loaded = None, None
+        self._llm, self._loaded, self._is_asleep = None, None, False
         gc.collect()
         cleanup_dist_env_and_memory()
 
@@ -150,6 +184,7 @@ class VLLMSampler:
         options: dict[str, Any] = {}
         if self._use_gpu:
             options["gpu_memory_utilization"] = self._config.gpu_memory_utilization
+            options["enable_sleep_mode"] = self._sleeps
         else:
             # A seeded request whose prefill is split kills the CPU engine, so that no prefill may be split.
             options |= {"enforce_eager": True, "enable_chunked_prefill": False}

@@ -92,6 +92,9 @@ class FunctionScorer:
             raise self._refuse(f"{len(values)} for {len(completions)} answers", "return as many, in order")
         return [self._number(value, index) for index, value in enumerate(values)]
 
+    def rest(self) -> None:
+        """Nothing to let go of: what a function keeps is its own."""
+
     def _number(self, value: Any, index: int) -> float | None:
         try:
             if value is None or not isinstance(value, (str, bytes)):

@@ -6,6 +6,7 @@ an attention mask, and the model's own head reads the score at the last token th
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from stages.protocols import Turn
 from stages.score.config import ModelReward
 from stages.tokenizers import load_tokenizer, refuse_foreign_tokenizer, refuse_unknown_ids, render_chat
 from stages.vocab import RewardRole
+from stages.weights import refuse_changed_weights, weights_sha256
 
 
 class RewardModel:
@@ -36,10 +38,11 @@ class RewardModel:
         self, config: ModelReward, *, name: str, folder: Path, key: str, num_threads: int, use_gpu: bool
     ) -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification
 
         self.name, self.role, self.weight = name, config.role, config.weight
         self._where = f"{key} {folder}"
+        self._folder, self._dtype = folder, config.dtype
+        self._sha256: str | None = None  # of the weights, where they may have to be read again
         self._batch_tokens, self._text_pair = config.batch_tokens, config.text_pair
         self._template_kwargs = config.chat_template_kwargs
         self._device = torch.device("cuda" if use_gpu else "cpu")
@@ -47,18 +50,10 @@ class RewardModel:
             torch.set_num_threads(num_threads)
         self._tokenizer = load_tokenizer(folder, pad_token=config.pad_token, key=key, answers=False)
         self._tokenizer.padding_side = "right"
-        model = load_model(
-            AutoModelForSequenceClassification,
-            folder,
-            dtype=getattr(torch, config.dtype),
-            where=f"{key} {folder}",
-            wanted="a sequence classifier that transformers can load",
-        )
-        model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
-        self._num_embeddings = int(model.get_input_embeddings().num_embeddings)
+        self._model: Any = self._read_model().to(self._device)
+        self._num_embeddings = int(self._model.get_input_embeddings().num_embeddings)
         refuse_foreign_tokenizer(self._tokenizer, self._num_embeddings, where=self._where)
-        self._model: Any = model.to(self._device).eval()
-        self._context = _context(model)
+        self._context = _context(self._model)
 
     name: str
     role: RewardRole
@@ -70,15 +65,54 @@ class RewardModel:
         """One score an answer; None for one that is longer than the reward model's context."""
         import torch
 
+        model = self._ready_model()
         rows = [self._encoded(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         scores: list[float | None] = [None] * len(rows)
         for batch in self._batches([len(row["input_ids"]) for row in rows]):
             padded = self._tokenizer.pad([rows[row] for row in batch], return_tensors="pt").to(self._device)
             with torch.inference_mode():
-                logits_B1 = self._model(**padded).logits
+                logits_B1 = model(**padded).logits
             for row, score in zip(batch, logits_B1.squeeze(-1).float().tolist(), strict=True):
                 scores[row] = score
         return scores
+
+    def rest(self) -> None:
+        """See `stages.protocols.Reward`: a model leaves a GPU for the machine's memory (not run: no GPU), else it goes.
+
+        The next call moves it back, or reads it again and refuses other weights than before with a `StageError`.
+        """
+        if self._device.type == "cpu":
+            self._model = None
+            gc.collect()
+        else:
+            import torch
+
+            self._model = self._model.to("cpu")
+            torch.cuda.empty_cache()
+
+    def _ready_model(self) -> Any:
+        if self._model is None:
+            self._model = self._read_model()
+        self._model = self._model.to(self._device)
+        return self._model
+
+    def _read_model(self) -> Any:
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        if self._sha256 is not None:
+            refuse_changed_weights(self._folder, self._sha256)
+        elif self._device.type == "cpu":
+            self._sha256 = weights_sha256(self._folder)
+        model = load_model(
+            AutoModelForSequenceClassification,
+            self._folder,
+            dtype=getattr(torch, self._dtype),
+            where=self._where,
+            wanted="a sequence classifier that transformers can load",
+        )
+        model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
+        return model.eval()
 
     def _encoded(self, prompt: Turn, completion: Turn) -> dict[str, list[int]]:
         """The model's inputs by name: text as it is, a chat through this model's own template."""

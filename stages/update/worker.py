@@ -7,6 +7,7 @@ the loss ln 2 to the last bit, whatever the layout. Later steps use the table ma
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -75,15 +76,29 @@ class Trainer:
             self._held = None
             if self.rank == 0:
                 weights.refuse_changed()
-            if self._engine is not None:
-                deepspeed_engine.stop_engine(self._engine)
-                self._engine = None
+            self._stop()
             model = load_policy(weights.path, dtype=self.dtype).to(self.device)
             self._engine = deepspeed_engine.start_engine(model, self.config, dtype=self.dtype, device=self.device)
             if weights.master is not None:
                 deepspeed_engine.set_float32_state(self._engine, read_weights(weights.master))
             self._held = weights.identity
         self._origin, self._num_steps, self._value_head = weights.path, 0, None
+
+    def rest(self) -> None:
+        """Let go of the device's memory for others: model and optimizer go, and the next `load` reads weights again.
+
+        Nothing is lost by it: between two jobs a trainer holds nothing but weights that were published, or given.
+        """
+        self._stop()
+        self._held, self._origin, self._num_steps, self._value_head = None, None, 0, None
+        gc.collect()  # a stopped engine is held by cycles
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _stop(self) -> None:
+        if self._engine is not None:
+            deepspeed_engine.stop_engine(self._engine)
+            self._engine = None
 
     def save(self, folder: Path, *, round: int) -> Weights:
         """Write policy and tokenizer to ``folder/policy``, and a float32 master to ``folder/master`` if one is needed.

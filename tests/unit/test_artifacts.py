@@ -11,6 +11,7 @@ from pipeline.files import read_json
 from pipeline.model_folders import close_model, found_model, refuse_changed_model
 from stages.contracts import FATES
 from stages.errors import ContractError, FingerprintError, StageError
+from stages.weights import weights_sha256
 
 
 def table(fate="tied", rows=2):
@@ -68,7 +69,7 @@ def test_a_part_that_is_gone_or_cut_is_found_without_reading_it(folder):
 def test_any_changed_file_of_a_finished_model_is_found(tmp_path):
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
-    close_model(tmp_path, {}, sha256="x")
+    close_model(tmp_path, {}, sha256=weights_sha256(tmp_path))
     refuse_changed_model(tmp_path)
     (tmp_path / "config.json").write_text('{"rms_norm_eps": 0.5}')
     with pytest.raises(ContractError, match="config.json"):
@@ -125,8 +126,9 @@ def test_a_refused_result_stays_until_it_is_made_in_another_way(folder):
 def test_a_model_folder_counts_once_its_manifest_is_there(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     assert found_model(tmp_path, {"seed": 1}) is None
-    close_model(tmp_path, {"seed": 1}, sha256="x")
-    assert found_model(tmp_path, {"seed": 1})["sha256"] == "x"
+    sha256 = weights_sha256(tmp_path)
+    close_model(tmp_path, {"seed": 1}, sha256=sha256)
+    assert found_model(tmp_path, {"seed": 1})["sha256"] == sha256
     with pytest.raises(FingerprintError):
         found_model(tmp_path, {"seed": 2})
 

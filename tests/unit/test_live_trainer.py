@@ -39,9 +39,12 @@ def two_rounds(folder: Path, out: Path, dtype: str, stage: int):
     second = a_round(living, first, out / "living", 2)
     assert living._engine is engine, "nothing was loaded between the rounds"
     again = a_round(new(), first, out / "again", 2)
+    rested = a_round(living_rests := new(), start, out / "rested", 1)
+    living_rests.rest()
+    after_rest = a_round(living_rests, rested, out / "rested", 2)
     # Weights that a step has moved are no longer those of the start: they are read again.
     back = a_round(living, start, out / "back", 1)
-    return first, second, again, back
+    return first, second, again, back, after_rest
 
 
 def of_kinds(folder: Path, out: Path, kinds: list[tuple[str, int]]):
@@ -51,9 +54,9 @@ def of_kinds(folder: Path, out: Path, kinds: list[tuple[str, int]]):
 @pytest.mark.parametrize(("world", "kinds"), [(1, QUICK), pytest.param(2, KINDS, marks=pytest.mark.slow)])
 def test_a_live_trainer_goes_on_as_one_that_begins_from_the_saved_weights(policy_folder, tmp_path, world, kinds):
     for rank in on_ranks(world, of_kinds, policy_folder, tmp_path, kinds):
-        for (dtype, _), (first, second, again, back) in zip(kinds, rank, strict=True):
+        for (dtype, _), (first, second, again, back, after_rest) in zip(kinds, rank, strict=True):
             assert len({first.identity, second.identity}) == 2
-            assert second.identity == again.identity
+            assert second.identity == again.identity == after_rest.identity
             assert back.identity == first.identity
             assert (first.master is None) == (dtype == "float32")
     assert read_weights(tmp_path / "float32-2" / "living" / "round-2" / "policy")

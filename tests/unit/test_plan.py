@@ -45,10 +45,14 @@ def tiny_llama(**more):
 def small_files_of_a_70b_model(folder: Path) -> Path:
     """What a download of its JSON files gives; 80 layers, 70.6 billion parameters, tokenizer left out."""
     large = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
-    config = TINY | large | {"num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192}
+    return small_files_of_a_model(folder, num_parameters=70_553_706_496, **large, num_key_value_heads=8)
+
+
+def small_files_of_a_model(folder: Path, *, num_parameters: int, **more) -> Path:
+    config = TINY | {"vocab_size": 128256, "max_position_embeddings": 8192} | more
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
-    index = {"metadata": {"total_size": 2 * 70_553_706_496}, "weight_map": {}}
+    index = {"metadata": {"total_size": 2 * num_parameters}, "weight_map": {}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
@@ -179,11 +183,13 @@ def test_shares_of_a_gpu_are_of_one_gpu():
     ranks=st.sampled_from([1, 2, 4]),
     workers=st.integers(1, 8),
     device=st.sampled_from(["auto", "cpu"]),
+    placement=st.sampled_from(["split", "colocate"]),
 )
-def test_what_is_laid_out_on_one_machine_finds_its_places(cpus, gpus, engines, ranks, workers, device):
+def test_what_is_laid_out_on_one_machine_finds_its_places(cpus, gpus, engines, ranks, workers, device, placement):
     config = config_of()
     config = config.model_copy(
         update={
+            "cluster": config.cluster.model_copy(update={"placement": placement}),
             "sample": config.sample.model_copy(update={"engines": engines, "tensor_parallel_size": ranks}),
             "update": config.update.model_copy(update={"workers": workers, "device": device}),
         }
@@ -193,6 +199,30 @@ def test_what_is_laid_out_on_one_machine_finds_its_places(cpus, gpus, engines, r
     except ConfigError:
         return
     assert place([Node(cpus, gpus)], [each for count, each in layout.workers for _ in range(count)]) is not None
+
+
+@pytest.mark.parametrize(("gpus", "trainers"), [(1, 1), (2, 1), (8, 3), (8, 8)])
+def test_colocated_workers_share_gpus_with_other_kinds_alone(gpus, trainers):
+    sets = ("cluster.placement=colocate", "update.device=auto", f"sample.engines={gpus}", f"update.workers={trainers}")
+    layout = lay_out(config_of(*sets), Devices(64, gpus))
+    kinds = [kind for kind, (count, _) in enumerate(layout.workers) for _ in range(count)]
+    places = place([Node(64, gpus)], [each for count, each in layout.workers for _ in range(count)])
+    assert places is not None
+    held = [(kind, gpu) for kind, spot in zip(kinds, places, strict=True) for gpu in spot.gpus]
+    assert len(held) == len(set(held)) == gpus + 1 + trainers
+    # Ray fills a GPU with shares before it takes the next: whatever comes after the engines must not fit twice.
+    beside_engine = 1 - layout.sampler.gpus
+    assert 2 * layout.trainer.gpus > beside_engine >= layout.trainer.gpus + layout.scorer.gpus
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [("sample.tensor_parallel_size=2", "tensor_parallel_size"), ("update.workers=3", "workers"), (None, "engines")],
+)
+def test_what_cannot_take_turns_is_refused_with_what_can(setting, key):
+    sets = ["cluster.placement=colocate", "update.device=auto", *([setting] if setting else [])]
+    with pytest.raises(ConfigError, match=rf"{key}[\s\S]*--set"):
+        lay_out(config_of(*sets), Devices(16, 2))
 
 
 @pytest.mark.parametrize(
@@ -244,6 +274,24 @@ def test_a_model_too_large_is_refused_with_exit_code_2_and_the_reason(tmp_path):
     larger = outlook_of(config_of(*sets, "sample.tensor_parallel_size=8"), "16x80GB")
     assert [shortage.where for shortage in larger.shortages] == ["memory of a GPU"]
     assert "AdamW" in larger.shortages[0].wanted
+
+
+def test_a_plan_says_that_stages_in_turn_have_room_where_all_at_once_have_not(tmp_path):
+    folder = small_files_of_a_model(tmp_path / "3b", num_parameters=3_000_000_000)
+    sets = (f"policy.path={folder}", "policy.dtype=bfloat16", "update.workers=1", "update.device=auto")
+    large = (*sets, "sample.gpu_memory_utilization=0.7", "sample.max_new_tokens=64")
+    split = outlook_of(config_of(*large), "1x80GB")
+    assert [shortage.where for shortage in split.shortages] == ["memory of a GPU"]
+    assert "cluster.placement=colocate" in split.shortages[0].fix and "colocate has room" in split.placement
+    in_turn = outlook_of(config_of(*large, "cluster.placement=colocate"), "1x80GB")
+    assert not in_turn.shortages and in_turn.placement.startswith("colocate")
+    too_small = outlook_of(config_of(*large), "1x48GB")
+    assert "colocate" not in too_small.shortages[0].fix + too_small.placement
+
+
+def test_stages_that_take_turns_cannot_overlap():
+    with pytest.raises(ConfigError, match="take turns"):
+        config_of("cluster.placement=colocate", "cluster.streaming='on'")
 
 
 def test_enough_gpus_hold_what_fewer_did_not(tmp_path):

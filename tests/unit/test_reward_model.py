@@ -41,6 +41,20 @@ def test_an_answer_beyond_the_reward_models_context_has_no_score(judge_folder):
     assert scores[0] is None and scores[1] is not None
 
 
+def test_a_reward_model_that_rested_scores_as_before_and_refuses_other_weights(judge_folder, tmp_path):
+    folder = shutil.copytree(judge_folder, tmp_path / "judge")
+    model = judge(folder)
+    before = model([PROMPT] * len(ANSWERS), ANSWERS, {})
+    model.rest()
+    model.rest()
+    assert model([PROMPT] * len(ANSWERS), ANSWERS, {}) == before
+    model.rest()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(StageError, match="weights with sha256"):
+        model([PROMPT], ["1"], {})
+
+
 def test_a_chat_goes_through_the_reward_models_own_template(judge_folder, tmp_path):
     folder = shutil.copytree(judge_folder, tmp_path / "chat")
     template = (

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -118,7 +119,7 @@ def test_a_prompt_without_room_for_an_answer_is_dropped_with_its_reason(sampler,
     assert [(drop.prompt_id, drop.fate) for drop in dropped] == [("id1", "prompt_too_long")]
 
 
-def changed_policy(folder: Path, target: Path, *, tied: bool) -> Path:
+def changed_policy(folder: Path, target: Path, *, tied: bool, factor: float) -> Path:
     """A copy with other weights, with tied embeddings or not."""
     from stages.update.model import load_policy
 
@@ -129,7 +130,7 @@ def changed_policy(folder: Path, target: Path, *, tied: bool) -> Path:
         model.tie_weights()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(1.3)
+            parameter.mul_(factor)
     model.save_pretrained(target)
     assert json.loads((target / "config.json").read_text())["tie_word_embeddings"] == tied
     return target
@@ -137,12 +138,27 @@ def changed_policy(folder: Path, target: Path, *, tied: bool) -> Path:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_after_a_change_of_weights_the_engine_samples_from_the_new_ones(sampler, policy_folder, tmp_path, tied):
-    changed = changed_policy(policy_folder, tmp_path / "changed", tied=tied)
+    first = changed_policy(policy_folder, tmp_path / "first", tied=tied, factor=1.1)
+    changed = changed_policy(policy_folder, tmp_path / "changed", tied=tied, factor=1.3)
+    sampler.load(weights_of(first))
+    assert sampler.load(weights_of(changed)).way == "in place"
     rows, _ = sampled(sampler, changed, TABLE)
     assert {row["policy_version"] for row in rows} == {weights_sha256(changed)}
-    theirs = [sum(row["response_logps"]) for row in rows]
-    assert theirs == pytest.approx(hf_logps(changed, rows, TABLE), abs=1e-3)
-    assert theirs != pytest.approx(hf_logps(policy_folder, rows, TABLE), abs=1e-2)
+    theirs, ours = [sum(row["response_logps"]) for row in rows], hf_logps(changed, rows, TABLE)
+    assert theirs == pytest.approx(ours, abs=1e-3)
+    assert theirs != pytest.approx(hf_logps(first, rows, TABLE), abs=1e-2)
+    prompt_ids = dict(zip(TABLE["prompt_id"].to_pylist(), TABLE["prompt_token_ids"].to_pylist(), strict=True))
+    asked = sampler.logps([prompt_ids[row["prompt_id"]] for row in rows], [row["response_token_ids"] for row in rows])
+    assert asked == pytest.approx(ours, abs=1e-4 * CONFIG.max_new_tokens)
+
+
+def test_an_answer_that_fills_the_context_has_a_log_prob(sampler, policy_folder):
+    sampler.load(weights_of(policy_folder))
+    prompt, answer = [1, 4, 5, 14], [4] * (sampler.max_model_len - 4)
+    rows = [{"prompt_id": "id", "response_token_ids": answer}]
+    table = {"prompt_id": pa.array(["id"]), "prompt_token_ids": pa.array([prompt])}
+    assert sampler.logps([prompt], [answer]) == pytest.approx(hf_logps(policy_folder, rows, table), abs=1e-2)
+    assert sampler.logps([], []) == []
 
 
 def test_a_folder_that_holds_other_weights_than_asked_for_is_refused(sampler, policy_folder):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -321,11 +321,11 @@ ENCODERS = {
 """For sequence classifiers only."""
 
 
-def policy(name: str, folder: Path) -> Path:
-    """Write a causal language model of one of `KINDS` with its tokenizer."""
+def policy(name: str, folder: Path, *, tied: bool | None = None) -> Path:
+    """Write a causal language model of one of `KINDS` with its tokenizer; tied as in the wild, or as asked."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    kind = KINDS[name]
+    kind = KINDS[name] if tied is None else replace(KINDS[name], tied=tied)
     folder.mkdir(parents=True, exist_ok=True)
     kind.write_tokenizer(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)

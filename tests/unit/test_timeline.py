@@ -1,0 +1,99 @@
+"""When stages worked, and what a report says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.timing import Timed, timed
+from pipeline.artifacts import StageFolder
+from pipeline.jobs.answers import SampleShard
+from pipeline.jobs.probes import ProbeFolder, TakeWeights
+from pipeline.jobs.training import UpdatePolicy
+from pipeline.timeline import Span, Timeline, idle_share
+from stages.contracts import CANDIDATES, PAIRS, PROMPTS
+from stages.protocols import Weights
+from stages.sample.config import SampleConfig
+from stages.sample.stage import Draw
+from stages.update.config import UpdateConfig
+
+ROUND = Path("run/round-0001")
+
+
+def weights(round: int) -> Weights:
+    return Weights(Path("run/policy"), "a" * 64, round)
+
+
+def sampling(*, of: int, folder: Path = ROUND) -> SampleShard:
+    prompts, out = StageFolder(folder / "prompts", PROMPTS), StageFolder(folder / "candidates", CANDIDATES)
+    return SampleShard(0, prompts, out, weights(of), SampleConfig(), Draw(0, 1, 1, "policy"))
+
+
+def update() -> UpdatePolicy:
+    return UpdatePolicy(
+        start=weights(0),
+        data=StageFolder(ROUND / "pairs", PAIRS),
+        references=[],
+        config=UpdateConfig(),
+        folder=ROUND,
+        fingerprint={},
+        round=1,
+        seed=0,
+        curves=None,
+        auxiliary_weights={},
+        stream=None,
+        value_head=None,
+        probe=ProbeFolder(Path("run/probe")),
+    )
+
+
+def test_a_time_in_which_a_stage_works_is_not_idle_however_many_work():
+    spans = [Span("sample", 0, 4), Span("score", 2, 6), Span("pair", 3, 5), Span("update", 8, 10)]
+    assert idle_share(spans, 10) == pytest.approx(0.2)
+    assert idle_share(spans[::-1], 10) == pytest.approx(0.2)
+    assert idle_share([], 10) == 1
+    assert idle_share([Span("sample", 0, 10)], 10) == 0
+
+
+def test_publishing_and_taking_weights_are_no_work_of_a_stage():
+    assert idle_share([Span("publish", 0, 5), Span("swap", 5, 10)], 10) == 1
+
+
+def test_a_round_shows_what_lies_in_it_cut_to_it():
+    timeline = Timeline()
+    for began, ended in ((0, 2), (4, 7), (9, 12), (20, 21)):
+        timeline.note(sampling(of=0), Timed(None, 100 + began, 100 + ended))
+    assert timeline.between(101, 110) == [Span("sample", 0, 1), Span("sample", 3, 6), Span("sample", 8, 9)]
+
+
+def test_shards_that_follow_each_other_are_one_span():
+    timeline = Timeline()
+    for began, ended in ((2, 3), (0, 1), (1.001, 2)):
+        timeline.note(sampling(of=0), Timed(None, began, ended))
+    assert timeline.between(0, 10) == [Span("sample", 0, 3)]
+
+
+def test_an_update_works_until_its_last_step_and_then_publishes():
+    timeline = Timeline()
+    timeline.note(update(), Timed(6.0, 1.0, 8.0))
+    assert timeline.between(0, 10) == [Span("update", 1, 6), Span("publish", 6, 8)]
+
+
+def test_first_answers_are_those_of_the_new_weights():
+    timeline = Timeline()
+    timeline.note(sampling(of=0), Timed(None, 0.0, 1.0))
+    timeline.note(update(), Timed(6.0, 1.0, 8.0))
+    timeline.note(sampling(of=0), Timed(None, 6.1, 6.2))  # the next round's, sampled ahead with the older policy
+    assert "first_answers_s" not in timeline.figures(1, 0, 10)
+    timeline.note(TakeWeights(weights(1), "b" * 64, None, 1e-4), Timed(None, 8.0, 8.5))
+    for began, ended in ((8.5, 9.5), (8.5, 9.0)):
+        timeline.note(sampling(of=1, folder=ROUND / "evaluation"), Timed(None, began, ended))
+    assert timeline.figures(1, 0, 10)["first_answers_s"] == 3.0
+    assert [span.stage for span in timeline.between(0, 10)][-2:] == ["swap", "evaluate"]
+
+
+def test_a_job_is_timed_where_it_runs_and_keeps_its_value():
+    done = timed(lambda a, b: a + b, 1, 2)
+    assert done.value == 3
+    assert done.began <= done.ended
