@@ -30,7 +30,7 @@ from stages.sample.vllm_sampler import VLLMSampler
 from stages.weights import weights_sha256
 
 NUM_ANSWERS, REPEATS = 32, 5
-SIZES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6)
+SIZES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
 
 def written(name: str, folder: Path) -> Path:
