@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -25,12 +25,12 @@ from typing import Any
 from stages.protocols import SampleRequest, Weights
 from stages.sample.config import SampleConfig
 from stages.sample.fixed_parts import fixed_parts
-from stages.sample.probe import FLOAT32_TOLERANCE, judge, measured_tolerance
+from stages.sample.probe import FLOAT32_TOLERANCE, Verdict, judge
 from stages.sample.vllm_sampler import VLLMSampler
 from stages.weights import weights_sha256
 
 NUM_ANSWERS, REPEATS = 32, 5
-SIZES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6)
+SIZES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
 
 def written(name: str, folder: Path) -> Path:
@@ -96,8 +96,7 @@ def plain_logps(folders: Sequence[Path], prompt: list[int], answers: Sequence[li
 
 
 def engine(dtype: str) -> VLLMSampler:
-    config = SampleConfig(max_model_len=256)
-    return VLLMSampler(config, dtype=dtype, num_threads=2, use_gpu=False, seed=0)
+    return VLLMSampler(SampleConfig(), dtype=dtype, num_threads=2, use_gpu=False, seed=0)
 
 
 def sampled(sampler: VLLMSampler, prompt: list[int], max_new_tokens: int) -> list[list[int]]:
@@ -139,10 +138,10 @@ def time_case(sampler: VLLMSampler, name: str, prompt: list[int], max_new_tokens
         }
 
 
-def fault_lines(sampler: VLLMSampler, name: str, dtype: str, prompt: list[int], max_new_tokens: int) -> list[dict]:
+def fault_lines(
+    sampler: VLLMSampler, name: str, dtype: str, prompt: list[int], max_new_tokens: int
+) -> Iterator[dict[str, Any]]:
     """For each size of update: what is said of a sound engine, and of one that kept a tensor, for each tensor."""
-    from safetensors import safe_open
-
     with TemporaryDirectory() as scratch:
         root = Path(scratch)
         folder = written(name, root / "start")
@@ -150,45 +149,48 @@ def fault_lines(sampler: VLLMSampler, name: str, dtype: str, prompt: list[int], 
         answers = sampled(sampler, prompt, max_new_tokens)
         lengths, prompts = [len(ids) for ids in answers], [prompt] * len(answers)
         at_start = sampler.logps(prompts, answers)
-        news = [updated(folder, root / f"{size}", size) for size in SIZES]
+        results = [updated(folder, root / f"{size}", size) for size in SIZES]
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            old, *new = pool.apply(plain_logps, ([folder, *news], prompt, answers, dtype))
-        measured = measured_tolerance(at_start, old, lengths)
-        start_gap = judge(at_start, old, old, lengths, tolerance=1.0).gap
-        tolerances = {"fixed": FLOAT32_TOLERANCE, "measured": measured, "three gaps": 3 * (start_gap or 0)}
-        names = []
-        for file in folder.glob("*.safetensors"):
-            with safe_open(file, framework="pt") as tensors:
-                names += list(tensors.keys())
-        lines = []
-        for size, result, n in zip(SIZES, news, new, strict=True):
+            old, *news = pool.apply(plain_logps, ([folder, *results], prompt, answers, dtype))
+        tolerances = [FLOAT32_TOLERANCE, 3 * (judge(at_start, old, old, lengths, tolerance=1.0).gap or 0.0)]
+        for size, result, new in zip(SIZES, results, news, strict=True):
             sampler.load(Weights.found(result, round=1))
             sound = sampler.logps(prompts, answers)
             faulty = []
-            for kept in names:
+            for kept in tensors_of(folder):
                 target = updated(folder, root / "faulty", size, kept=kept)
                 sampler.load(Weights.found(target, round=1))
                 faulty.append(sampler.logps(prompts, answers))
                 shutil.rmtree(target)
-            for kind, tolerance in tolerances.items():
-                verdict = judge(sound, n, old, lengths, tolerance=tolerance)
-                kinds = Counter(judge(e, n, old, lengths, tolerance=tolerance).kind for e in faulty)
-                gaps = [judge(e, n, old, lengths, tolerance=tolerance).gap or 0.0 for e in faulty]
-                lines.append(
-                    {
-                        "model": name,
-                        "dtype": dtype,
-                        "size": size,
-                        "tolerance": f"{kind} {tolerance:.1e}",
-                        "change": f"{verdict.change:.1e}",
-                        "sound": verdict.kind,
-                        "sound_gap": f"{verdict.gap:.1e}",
-                        "faults": len(faulty),
-                        "faulty_gaps": f"{min(gaps):.1e} {median(gaps):.1e}",
-                        **kinds,
-                    }
+            for tolerance in tolerances:
+                yield {"model": name, "dtype": dtype, "size": size} | counted(
+                    judge(sound, new, old, lengths, tolerance=tolerance),
+                    [judge(engine, new, old, lengths, tolerance=tolerance) for engine in faulty],
                 )
-        return lines
+
+
+def counted(sound: Verdict, faulty: Sequence[Verdict]) -> dict[str, Any]:
+    gaps = [verdict.gap or 0.0 for verdict in faulty]
+    return {
+        "tolerance": sound.tolerance,
+        "change": sound.change,
+        "sound": sound.kind,
+        "sound_gap": sound.gap,
+        "faults": len(faulty),
+        "least_gap": min(gaps),
+        "median_gap": median(gaps),
+        **Counter(verdict.kind for verdict in faulty),
+    }
+
+
+def tensors_of(folder: Path) -> list[str]:
+    from safetensors import safe_open
+
+    names: list[str] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names += file.keys()
+    return names
 
 
 def main() -> None:
@@ -202,6 +204,7 @@ def main() -> None:
     prompt = [int(token) for token in args.prompt.split(",")]
     sampler = engine(args.dtype)
     for name in args.folders:
+        lines: Iterable[dict[str, Any]]
         if args.what == "time":
             lines = [time_case(sampler, name, prompt, args.max_new_tokens)]
         else:

@@ -19,6 +19,8 @@ from typing import Literal
 FLOAT32_TOLERANCE = 1e-4
 """Nats a token by which an engine in float32 may differ from the trainer on equal weights."""
 
+VerdictKind = Literal["proved", "not distinguishable", "failed"]
+
 _NOISE_FACTOR = 3
 _VISIBLE_GAPS = 2
 _CLEAR_GAPS = 8
@@ -63,7 +65,7 @@ class Verdict:
         clear_nearer: `nearer` among these; None where there are none.
     """
 
-    kind: Literal["proved", "not distinguishable", "failed"]
+    kind: VerdictKind
     gap: float | None
     change: float | None
     tolerance: float
@@ -110,7 +112,16 @@ def judge(
     """
     answers = list(zip(engine, new, old, num_tokens, strict=True))
     if not all(map(math.isfinite, (*engine, *new, *old))):
-        return _verdict("failed", tolerance, len(answers))
+        return Verdict(
+            kind="failed",
+            gap=None,
+            change=None,
+            tolerance=tolerance,
+            num_answers=len(answers),
+            nearer=None,
+            num_clear=0,
+            clear_nearer=None,
+        )
     total = max(1, sum(num_tokens))
     gap = sum(abs(e - n) for e, n, _, _ in answers) / total
     change = sum(abs(n - o) for _, n, o, _ in answers) / total
@@ -118,7 +129,7 @@ def judge(
     is_clear = [abs(n - o) > 0 and abs(n - o) >= _CLEAR_GAPS * gap * length for _, n, o, length in answers]
     nearer = _share(is_nearer)
     clear_nearer = _share([near for near, clear in zip(is_nearer, is_clear, strict=True) if clear])
-    kind: Literal["proved", "not distinguishable", "failed"]
+    kind: VerdictKind
     if gap > tolerance:
         kind = "failed"
     elif change == 0 or change < _VISIBLE_GAPS * gap:
@@ -129,7 +140,16 @@ def judge(
         kind = "not distinguishable"
     else:
         kind = "proved" if clear_nearer >= _NEARER_SHARE else "failed"
-    return _verdict(kind, tolerance, len(answers), gap, change, nearer, sum(is_clear), clear_nearer)
+    return Verdict(
+        kind=kind,
+        gap=gap,
+        change=change,
+        tolerance=tolerance,
+        num_answers=len(answers),
+        nearer=nearer,
+        num_clear=sum(is_clear),
+        clear_nearer=clear_nearer,
+    )
 
 
 def measured_tolerance(engine: Sequence[float], trainer: Sequence[float], num_tokens: Sequence[int]) -> float:
@@ -144,25 +164,3 @@ def measured_tolerance(engine: Sequence[float], trainer: Sequence[float], num_to
 
 def _share(flags: Sequence[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None
-
-
-def _verdict(
-    kind: Literal["proved", "not distinguishable", "failed"],
-    tolerance: float,
-    num_answers: int,
-    gap: float | None = None,
-    change: float | None = None,
-    nearer: float | None = None,
-    num_clear: int = 0,
-    clear_nearer: float | None = None,
-) -> Verdict:
-    return Verdict(
-        kind=kind,
-        gap=gap,
-        change=change,
-        tolerance=tolerance,
-        num_answers=num_answers,
-        nearer=nearer,
-        num_clear=num_clear,
-        clear_nearer=clear_nearer,
-    )
