@@ -218,6 +218,7 @@ def test_damage_to_what_finished_rounds_published_is_refused_by_name(story, pref
     assert outcome.code == 1 and str(part) in outcome.err
 
 
+@pytest.mark.slow
 def test_fewer_rounds_than_are_settled_are_refused(story, prefloop):
     outcome = prefloop.run("rounds=1")
     assert outcome.code == 2 and "at least 2" in outcome.err

@@ -72,6 +72,7 @@ def kept_bytes(engine) -> int:
     return sum(kept.values())
 
 
+@pytest.mark.slow
 def test_the_result_is_the_same_to_the_last_bit_and_activations_are_let_go(wide_policy):
     for rank in on_ranks(2, updated_with, wide_policy, KINDS):
         for kind, without, with_it in zip(KINDS, rank[::2], rank[1::2], strict=True):

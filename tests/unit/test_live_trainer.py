@@ -51,7 +51,8 @@ def of_kinds(folder: Path, out: Path, kinds: list[tuple[str, int]]):
     return [two_rounds(folder, out / f"{dtype}-{stage}", dtype, stage) for dtype, stage in kinds]
 
 
-@pytest.mark.parametrize(("world", "kinds"), [(1, QUICK), pytest.param(2, KINDS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "kinds"), [(1, QUICK), (2, KINDS)])
 def test_a_live_trainer_goes_on_as_one_that_begins_from_the_saved_weights(policy_folder, tmp_path, world, kinds):
     for rank in on_ranks(world, of_kinds, policy_folder, tmp_path, kinds):
         for (dtype, _), (first, second, again, back, after_rest) in zip(kinds, rank, strict=True):

@@ -148,6 +148,7 @@ def after_updates(folder: Path, cases: list[dict], dtype: str):
     return states
 
 
+@pytest.mark.slow
 def test_in_bfloat16_too_gradients_add_up_in_float32(policy_folder):
     """Over stages and ranks all is equal where every forward holds one pair; with more, forwards round differently."""
     alone = [{"micro_batch_size": 1, "zero_stage": stage} for stage in range(4)]

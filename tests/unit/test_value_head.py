@@ -50,6 +50,7 @@ def interrupted(folder: Path) -> list[dict[str, torch.Tensor]]:
     return states
 
 
+@pytest.mark.slow
 def test_a_head_that_was_saved_goes_on_to_the_last_bit_and_is_the_same_on_every_rank(tmp_path):
     ranks = on_ranks(2, interrupted, tmp_path)
     never, _, new = ranks[0]
