@@ -70,6 +70,7 @@ class Bench:
         return {
             "seconds": round(found, 3),
             "all": [round(gap, 3) for gap in gaps],
+            "first_shard_began": [round(sampling_began(report), 3) for run in self.quickstarts() for report in run],
             "until": "the end of the first shard that the new weights sampled, its publishing included: an upper bound",
             "goal": "at most 0.5 s",
             "met": found <= 0.5,
@@ -172,6 +173,13 @@ def _program(*words: str) -> str:
     if done.returncode:
         raise SystemExit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     return done.stdout
+
+
+def sampling_began(report: Report) -> float:
+    """Seconds from a round's last optimizer step to its evaluation's first job: no token was sampled before that."""
+    stepped = next(span["end_s"] for span in report["timeline"] if span["stage"] == "update")
+    starts = [span["start_s"] for span in report["timeline"] if span["stage"] == "evaluate"]
+    return float(min(start for start in starts if start >= stepped)) - float(stepped)
 
 
 def drawn(spans: Sequence[Span], seconds: float) -> str:
