@@ -32,7 +32,9 @@ def set_environment(config: ClusterConfig) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     if config.address == "local":
-        # Ray ends a worker that had nothing to do for a second, and the next task waits for another's imports.
+        # Ray ends a worker that had nothing to do for a second, and the next task waits for another's imports. Where
+        # more stay, its warning of too many, 4 times this number, is for nobody.
+        os.environ["RAY_worker_maximum_startup_concurrency"] = str(max(8, os.cpu_count() or 1))  # noqa: SIM112
         os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # noqa: SIM112 (so Ray spells it)
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

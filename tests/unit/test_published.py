@@ -140,7 +140,7 @@ def test_the_devices_hold_models_of_the_published_sizes(name, tmp_path):
 
 
 def structure(config: Config) -> dict[str, object]:
-    """What a small schedule must have as its original has it, whatever the sizes."""
+    """What a small schedule must have as its original has it, whatever the sizes and the model's own temperature."""
     update, pair = config.update, config.pair
     return {
         "rounds": config.num_rounds,
@@ -149,7 +149,6 @@ def structure(config: Config) -> dict[str, object]:
         "momentum": config.momentum,
         "schedules": config.schedules,
         "answers of a prompt": config.sample.num_generations,
-        "sampling": (config.sample.temperature, config.sample.top_p, config.sample.top_k, config.sample.min_p),
         "objective": (update.loss_types, update.loss_weights, update.loss_params),
         "pairs": (pair.strategy, pair.truncated, {k: v for k, v in pair.own.items() if k != "num_pairs"}),
         "several pairs": pair.most_pairs(16) > 1,
