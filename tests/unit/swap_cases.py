@@ -74,7 +74,7 @@ def _case(root: Path, name: str, tied: bool, dtype: str) -> Case:
     ]
     trainer.update(pairs, [old], own_reference=0, seed=1)
     new = trainer.logps(rows)
-    trainer.save(root)
+    trainer.save(root, round=1)
     probe = Probe(
         prompt_token_ids=prompts,
         response_token_ids=answers,
