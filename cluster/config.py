@@ -16,7 +16,7 @@ class ClusterConfig(BaseModel):
     placement: Literal["split", "colocate"] = Field(
         "split",
         description="split: samplers, scorers and trainers hold their own devices; colocate: they take turns on the "
-        "same ones, and let go of their memory in between",
+        "same ones, and let go of their memory in between (new: not run on a GPU yet)",
     )
     streaming: Literal["auto", "on", "off"] = Field(
         "auto",
