@@ -251,10 +251,11 @@ def test_devices_of_another_form_are_refused_with_examples(text):
 # ---- plans ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_quickstart_fits_here():
-    outlook = outlook_of(config_of())
+def test_the_quickstart_fits_here(tmp_path):
+    config = config_of(f"run.dir={tmp_path}")
+    outlook = outlook_of(config)
     assert not outlook.shortages
-    assert refuse_what_cannot_be_held(config_of()) == []
+    assert refuse_what_cannot_be_held(config) == []
     assert [worker.count for worker in outlook.workers] == [1, 1, 2, 1]
 
 

