@@ -23,7 +23,15 @@ from pipeline.plan.model_facts import ModelFacts, read_facts
 from stages.errors import ConfigError, InputError
 from stages.update.config import UpdateConfig
 
-QUICKSTART = Path("configs/quickstart.yaml")
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _where_nothing_has_run(tmp_path_factory, monkeypatch):
+    """A run that lies beside the tests would change what is still to do."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+
+
 LENGTHS = Lengths(200, 100)
 TINY = {
     "vocab_size": 300,

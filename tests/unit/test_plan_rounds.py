@@ -10,7 +10,13 @@ from pipeline.config import Config
 from pipeline.config_file import load_config
 from pipeline.plan.command import outlook_of, show_plan
 
-QUICKSTART = Path("configs/quickstart.yaml")
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _where_nothing_has_run(tmp_path_factory, monkeypatch):
+    """A run that lies beside the tests would change what is still to do."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
 
 
 def config_of(*overrides: str) -> Config:
