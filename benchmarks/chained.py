@@ -185,6 +185,7 @@ def evaluate(work: Work) -> None:
     _score(_rewards(base), prompts, candidates, scored, work.number)
     found = Evaluate(scored, StageFolder(work.run / "round-0000" / "evaluation" / "scored", SCORED))(None)
     store = f"file://{folder.absolute()}/store"
+    os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
     dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     logps = StageFolder(folder / "reference_logps", REFERENCE_LOGPS)
     first = find_sources(base, needs=("policy",)).policy

@@ -60,8 +60,12 @@ class VLLMSampler:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         if not use_gpu:
-            cores = sorted(os.sched_getaffinity(0))[:num_threads]
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+            import torch
+
+            # vLLM takes as many threads as torch and OpenMP are set to when it is imported; Ray sets one.
+            os.environ["OMP_NUM_THREADS"] = str(num_threads)
+            torch.set_num_threads(num_threads)
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # several engines would all be bound to the first cores
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
 
     def load(self, weights: Weights, *, afresh: bool = False) -> Loading:
