@@ -134,9 +134,11 @@ class Bench:
     def staleness(self) -> Report:
         walls: dict[int, list[float]] = {0: [], 1: []}
         rewards: dict[int, list[float]] = {0: [], 1: []}
+        one_core_each = ("sample.num_threads=1", "update.workers=1", "update.num_threads=1")
         for seed in range(3):
             for age in (0, 1):
-                reports = self.run(f"stale-{age}-{seed}", f"max_staleness={age}", f"run.seed={seed}")
+                overrides = (f"max_staleness={age}", f"run.seed={seed}", *one_core_each)
+                reports = self.run(f"stale-{age}-{seed}", *overrides)
                 walls[age].append(reports[-1]["started"] + reports[-1]["seconds"] - reports[0]["started"])
                 rewards[age].append(reports[-1]["evaluate"]["reward"])
         ratio = statistics.median(walls[1]) / statistics.median(walls[0])

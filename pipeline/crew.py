@@ -129,7 +129,7 @@ class Crew:
         return self._samplers(config)
 
     def _samplers(self, config: Config) -> Pool:
-        layout, threads = self.layout, max(1, self.devices.cpus // max(1, config.num_engines))
+        layout, threads = self.layout, self._threads(config.sample.num_threads, among=config.num_engines)
         build = BuildSampler(
             config.sample.engine(),
             config.policy.dtype,
@@ -153,8 +153,8 @@ class Crew:
         if self._colocated and self.devices.gpus > 1 and config.num_engines and "sampler" not in self._held:
             self._samplers(config).wait_until_up()  # the shares of GPUs need them to be placed first, see `lay_out`
         resources, update = self.layout.trainer, config.update
-        key = (update.workers, update.device)
-        threads = max(1, self.devices.cpus // update.workers)
+        threads = self._threads(update.num_threads, among=update.workers)
+        key = (update.workers, update.device, threads)
 
         def start() -> TrainingGroup:
             return TrainingGroup(
@@ -186,6 +186,10 @@ class Crew:
         """End those that were started."""
         while self._held:
             self._held.popitem()[1][1].close()
+
+    def _threads(self, asked: int | None, *, among: int) -> int:
+        """CPU threads of each of some equal workers: as asked, else an equal share, since stages take turns."""
+        return asked or max(1, self.devices.cpus // max(1, among))
 
     def _take_turn(self, kind: str) -> None:
         """Have the kind whose turn it was rest, where devices are shared."""

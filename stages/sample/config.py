@@ -25,6 +25,9 @@ class SampleConfig(Settings):
     engines: int = where(1, ge=1, description="vLLM engines that share the shards")
     tensor_parallel_size: int = where(1, ge=1, description="GPUs an engine spans")
     gpu_memory_utilization: float = where(0.85, gt=0, le=1, description="share of a GPU that an engine takes")
+    num_threads: int | None = where(
+        None, ge=1, description="an engine's CPU threads on a machine without a GPU; null: its share of all cores"
+    )
     kv_cache_gib: int = where(1, ge=1, description="GiB of KV cache on a machine without a GPU")
 
     def engine(self) -> SampleConfig:

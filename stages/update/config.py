@@ -49,6 +49,9 @@ class UpdateConfig(Settings):
     gradient_checkpointing: bool = where(
         False, description="compute activations again in the backward pass: less memory, about a third more time"
     )
+    num_threads: int | None = where(
+        None, ge=1, description="a worker's CPU threads where it has no GPU; null: its share of all cores"
+    )
     device: Literal["auto", "cpu", "cuda"] = where("auto", description="auto: a GPU a worker, where there are GPUs")
 
     @model_validator(mode="after")
