@@ -42,6 +42,12 @@ class UpdateConfig(Settings):
     global_batch_size: int = Field(64, ge=1, description="pairs behind one optimizer step over all workers")
     num_train_epochs: int = Field(1, ge=1)
     micro_batch_size: int = where(8, ge=1, description="pairs a forward pass, a worker")
+    max_tokens_per_batch: int = where(
+        4096, ge=1, description="tokens a forward pass, a worker, where it holds more than one pair"
+    )
+    skip_inactive: bool = where(
+        True, description="leave out the backward of rejected answers that get no gradient, where that saves time"
+    )
     workers: int = where(1, ge=1, description="Ray Train workers")
     zero_stage: Literal[0, 1, 2, 3] = where(
         2, description="DeepSpeed ZeRO stage: workers share out nothing, optimizer state, gradients too, weights too"

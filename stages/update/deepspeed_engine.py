@@ -26,7 +26,7 @@ def engine_settings(config: UpdateConfig) -> list[Any]:
 
 
 def start_engine(model: Any, config: UpdateConfig, *, dtype: str, device: torch.device) -> Any:
-    """A DeepSpeed engine around `model` with AdamW, under the configured ZeRO stage.
+    """A DeepSpeed engine around a `Scorer` of `model` with AdamW, under the configured ZeRO stage.
 
     Gradients are averaged over the ranks, and accumulate until ``engine.step()``.
 
@@ -37,11 +37,14 @@ def start_engine(model: Any, config: UpdateConfig, *, dtype: str, device: torch.
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
+    from stages.update.scorer import Scorer
+
     if config.gradient_checkpointing:
         recompute_activations(model)
     model.train()
     with_zero = config.zero_stage > 0
-    module, optimizer = _with_zero(model, config) if with_zero else _without_zero(model, config, dtype=dtype)
+    scorer = Scorer(model)
+    module, optimizer = _with_zero(scorer, config) if with_zero else _without_zero(scorer, config, dtype=dtype)
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
@@ -64,18 +67,18 @@ def start_engine(model: Any, config: UpdateConfig, *, dtype: str, device: torch.
     return engine
 
 
-def _with_zero(model: Any, config: UpdateConfig) -> tuple[Any, Any]:
+def _with_zero(scorer: Any, config: UpdateConfig) -> tuple[Any, Any]:
     """Module and optimizer for stages 1 to 3, which make their own masters."""
     import torch
 
-    return model, torch.optim.AdamW(_trained(model), **_adam_options(config))
+    return scorer, torch.optim.AdamW(_trained(scorer), **_adam_options(config))
 
 
-def _without_zero(model: Any, config: UpdateConfig, *, dtype: str) -> tuple[Any, Any]:
+def _without_zero(scorer: Any, config: UpdateConfig, *, dtype: str) -> tuple[Any, Any]:
     """Module and optimizer for stage 0: float32 parameters, and an optimizer that clips and tells the norm."""
     from stages.update.unsharded import ClippingAdamW, Masters
 
-    module = Masters(model) if dtype == "bfloat16" else model
+    module = Masters(scorer) if dtype == "bfloat16" else scorer
     optimizer = ClippingAdamW(_trained(module), max_norm=config.max_grad_norm, **_adam_options(config))
     if isinstance(module, Masters):
         optimizer.register_step_post_hook(lambda *_: module.round())
@@ -91,12 +94,14 @@ def _adam_options(config: UpdateConfig) -> dict[str, Any]:
         "lr": config.learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
         "weight_decay": config.weight_decay,
+        "fused": True,
     }
 
 
 def model_of(engine: Any) -> Any:
     """The model that an engine was started around."""
-    return engine.module if _masters(engine) is None else engine.module.model
+    scorer = engine.module if _masters(engine) is None else engine.module.scorer
+    return scorer.model
 
 
 def stop_engine(engine: Any) -> None:

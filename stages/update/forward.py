@@ -1,20 +1,17 @@
-"""Rows through the engine: one forward over all answers of a micro-batch, and what an objective takes out of it."""
+"""A micro-batch as an objective takes it: which answers are scored, and the tensors made of their log-probs."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from stages.errors import StageError
-from stages.update import deepspeed_engine
-from stages.update.batching import token_batch
-from stages.update.logps import answer_logps
 from stages.update.objectives.base import Groups, Need, Pairs
 from stages.update.rows import AnswerRow, GroupRow, PairRow, Row
-from stages.update.value_head import ValueHead, final_hidden_states
+from stages.update.scoring import Scored, Scoring
+from stages.update.value_head import ValueHead
 
 
 class Forward:
@@ -28,42 +25,59 @@ class Forward:
 
     def __init__(
         self,
-        engine: Any,
+        scoring: Scoring,
         device: torch.device,
         references: Sequence[Mapping[str, float]],
         *,
         needs: Collection[Need],
         value_head: ValueHead | None,
     ) -> None:
-        self._engine, self._device, self._references = engine, device, references
+        self._scoring, self._device, self._references = scoring, device, references
         self._needs, self._value_head = needs, value_head
 
-    def __call__(self, rows: Sequence[Row], *, own_reference: int | None) -> Pairs | Groups:
-        """The tensors of some rows, all pairs or all groups.
+    @property
+    def shares(self) -> bool:
+        """Whether answers share their prompt's forward."""
+        return self._scoring.shares
+
+    def scored(self, rows: Sequence[Row], *, skips: bool) -> Scored:
+        """The answers of some rows, all pairs or all groups: of pairs the chosen ones, the rejected, and the streams'.
+
+        Args:
+            skips: whether the rejected answers of pairs are likely to get no gradient.
+        """
+        if isinstance(rows[0], GroupRow):
+            return self._scoring([answer for row in rows for answer in row.answers])
+        chosen, rejected, drawn = self._parts(rows)
+        return self._scoring([*chosen, *rejected, *drawn], likely_skipped=rejected_places(rows) if skips else ())
+
+    def tensors(self, rows: Sequence[Row], scored: Scored, *, own_reference: int | None) -> Pairs | Groups:
+        """What an objective takes.
 
         Args:
             own_reference: the reference whose weights the engine holds now; its log-probs are the forward's own.
         """
         groups = [row for row in rows if isinstance(row, GroupRow)]
-        if groups:
-            return self._groups(groups, own_reference)
-        return self._pairs([row for row in rows if isinstance(row, PairRow)], own_reference)
+        return self._groups(groups, scored, own_reference) if groups else self._pairs(rows, scored, own_reference)
 
-    def _pairs(self, rows: Sequence[PairRow], own_reference: int | None) -> Pairs:
+    def _parts(self, rows: Sequence[Row]) -> tuple[list[AnswerRow], list[AnswerRow], list[AnswerRow]]:
         chosen, rejected = (list(side) for side in zip(*(row.answers for row in rows), strict=True))
-        streams = [row.stream for row in rows] if "stream" in self._needs else []
-        drawn = [answer for answer in streams if answer is not None]
-        with self._watched() as seen:
-            logps_N = self._logps([*chosen, *rejected, *drawn])
-        chosen_B, rejected_B, drawn_S = logps_N.split([len(rows), len(rows), len(drawn)])
+        streams = [row.stream for row in rows if isinstance(row, PairRow)] if "stream" in self._needs else []
+        return chosen, rejected, [answer for answer in streams if answer is not None]
+
+    def _pairs(self, mixed: Sequence[Row], scored: Scored, own_reference: int | None) -> Pairs:
+        rows = [row for row in mixed if isinstance(row, PairRow)]
+        chosen, rejected, drawn = self._parts(rows)
+        chosen_B, rejected_B, drawn_S = scored.logps_N.split([len(rows), len(rows), len(drawn)])
         more: dict[str, torch.Tensor] = {}
         if "auxiliary" in self._needs:
             more["aux_chosen_B"] = self._tensor([row.aux_chosen for row in rows])
             more["aux_rejected_B"] = self._tensor([row.aux_rejected for row in rows])
         if self._value_head is not None:
-            last = torch.tensor([len(row.prompt_token_ids) - 1 for row in rows], device=self._device)
-            more["value_B"] = self._value_head(seen[0][torch.arange(len(rows), device=self._device), last])
+            assert scored.states_NH is not None
+            more["value_B"] = self._value_head(scored.states_NH[: len(rows)])
         if "stream" in self._needs:
+            streams = [row.stream for row in rows]
             has_B = torch.tensor([answer is not None for answer in streams], device=self._device)
             more["stream_logp_B"] = torch.zeros_like(chosen_B).masked_scatter(has_B, drawn_S)
             more["stream_len_B"] = self._tensor([0 if answer is None else len(answer.token_ids) for answer in streams])
@@ -77,13 +91,7 @@ class Forward:
             **more,
         )
 
-    def _watched(self) -> AbstractContextManager[list[torch.Tensor]]:
-        """Gets the hidden states that the value head reads, where there is one."""
-        if self._value_head is None:
-            return nullcontext([])
-        return final_hidden_states(deepspeed_engine.model_of(self._engine))
-
-    def _groups(self, rows: Sequence[GroupRow], own_reference: int | None) -> Groups:
+    def _groups(self, rows: Sequence[GroupRow], scored: Scored, own_reference: int | None) -> Groups:
         answers = [answer for row in rows for answer in row.answers]
         most = max(row.num_answers for row in rows)
         mask_GK = torch.tensor([[k < row.num_answers for k in range(most)] for row in rows], device=self._device)
@@ -91,20 +99,15 @@ class Forward:
         def placed(values_N: torch.Tensor) -> torch.Tensor:
             return torch.zeros(mask_GK.shape, device=self._device).masked_scatter(mask_GK, values_N)
 
-        logps_N = self._logps(answers)
-        ref_logps_RN = self._reference_logps(answers, logps_N, own_reference)
+        ref_logps_RN = self._reference_logps(answers, scored.logps_N, own_reference)
         nothing = torch.zeros(0, *mask_GK.shape, device=self._device)
         return Groups(
-            placed(logps_N),
+            placed(scored.logps_N),
             torch.stack([placed(logps) for logps in ref_logps_RN]) if self._references else nothing,
             placed(self._tensor([len(answer.token_ids) for answer in answers])),
             placed(self._tensor([reward for row in rows for reward in row.rewards])),
             mask_GK,
         )
-
-    def _logps(self, answers: Sequence[AnswerRow]) -> torch.Tensor:
-        batch = token_batch([answer.prompt_token_ids for answer in answers], [answer.token_ids for answer in answers])
-        return answer_logps(self._engine, batch, self._device)
 
     def _reference_logps(
         self, answers: Sequence[AnswerRow], logps_N: torch.Tensor, own_reference: int | None
@@ -122,12 +125,9 @@ class Forward:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
 
 
-def policy_logps(batch: Pairs | Groups) -> torch.Tensor:
-    """All log-probs under the policy in a micro-batch, in one dimension."""
-    if isinstance(batch, Groups):
-        return batch.logp_GK[batch.mask_GK]
-    parts = (batch.chosen_B, batch.rejected_B, batch.stream_logp_B)
-    return torch.cat([part for part in parts if part is not None])
+def rejected_places(rows: Sequence[Row]) -> range:
+    """Where the rejected answers of pairs stand in what `Forward.scored` gives."""
+    return range(len(rows), 2 * len(rows))
 
 
 def refuse_without_auxiliary(rows: Sequence[Row]) -> None:

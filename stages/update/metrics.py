@@ -9,12 +9,16 @@ shown. Of a group, the answer with the highest reward is shown as the chosen one
   still pushes down). ``gate_noise``: the share whose log-ratio is not 0 but within the floor.
 - ``agreement``: of the pairs whose answers have different rewards, the share that the objective's margin puts in the
   rewards' order. Of groups: the same over all pairs of answers, by their log-ratios.
+- ``tokens/real``: of prompts and answers put through the layers, a shared prompt once, and what is run twice twice;
+  ``tokens/processed``: with padding and dummy rows; ``tokens/backward``: the real ones that a backward goes through.
+- ``rejected_pushed``: the share of the rejected answers, by tokens, that got a gradient; ``skips``: 1 where the step
+  scored them without a graph first.
 - ``value/mean``, ``value/error``: the value head's estimate, and how far it is from the answers' auxiliary rewards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -23,11 +27,13 @@ import torch.distributed as dist
 
 from stages.update.objectives.base import Groups, Pairs, Term
 from stages.update.rows import GroupRow, PairRow, Row
+from stages.update.scoring import Scored
 
 _QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
 _SPREAD = ("log_ratios/chosen", "log_ratios/rejected")
-_TOTALS = ("num_pairs", "num_groups", "num_tokens")
+_TOTALS = ("num_pairs", "num_groups", "num_tokens", "tokens/real", "tokens/processed", "tokens/backward")
 _ORDERED, _COMPARED = "in the rewards' order", "with different rewards"  # whose ratio is the agreement
+_PUSHED, _PUSHABLE = "rejected tokens with a gradient", "rejected tokens"  # whose ratio is `rejected_pushed`
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +161,29 @@ class StepMetrics:
         columns = {"loss": self._loss(terms), **_contrast(pairs, beta=self.beta, gate_floor=self.gate_floor), **besides}
         if margin_B is not None:
             columns["margins/objective"] = margin_B
-        sums = torch.stack([column[:num_rows].double().sum() for column in columns.values()]).cpu()
-        for name, value in zip(columns, sums, strict=True):
-            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._sum({name: column[:num_rows].double().sum() for name, column in columns.items()})
         if all(name in columns for name in _SPREAD):
             self._spread.append(torch.stack([columns[name][:num_rows] for name in _SPREAD]))
+
+    def add_work(self, scored: Scored, rows: Sequence[Row], *, num_rows: int) -> None:
+        """Add a micro-batch's tokens, once its backward is done; `num_rows` as for `add`."""
+        real = 1.0 if num_rows else 0.0
+        found = {
+            "tokens/real": real * scored.tokens.real,
+            "tokens/processed": scored.tokens.processed,
+            "tokens/backward": real * scored.tokens.backward,
+        }
+        if isinstance(rows[0], PairRow):
+            assert scored.logps_N.grad is not None
+            pushed = (scored.logps_N.grad[len(rows) : 2 * len(rows)] != 0).tolist()
+            lengths = [len(row.answers[1].token_ids) for row in rows]
+            found[_PUSHED] = sum(length for length, is_pushed in zip(lengths, pushed, strict=True) if is_pushed)
+            found[_PUSHABLE] = real * sum(lengths)
+        self._sum({name: torch.tensor(float(value), dtype=torch.float64) for name, value in found.items()})
+
+    def _sum(self, columns: Mapping[str, torch.Tensor]) -> None:
+        for name, value in zip(columns, torch.stack(list(columns.values())).cpu(), strict=True):
+            self._sums[name] = self._sums.get(name, 0.0) + value
 
     def _loss(self, terms: Sequence[Term]) -> torch.Tensor:
         """What each row adds to the loss, times the rows of the global batch."""
@@ -175,10 +199,13 @@ class StepMetrics:
         dist.all_reduce(totals)
         found = dict(zip(self._sums, totals.tolist(), strict=True))
         ordered, compared = found.pop(_ORDERED, 0.0), found.pop(_COMPARED, 0.0)
+        pushed, pushable = found.pop(_PUSHED, 0.0), found.pop(_PUSHABLE, 0.0)
         kept = {name: found.pop(name) for name in _TOTALS if name in found}
         metrics = {name: value / self.counts["pairs"] for name, value in found.items()}
         if compared:
             metrics["agreement"] = ordered / compared
+        if pushable:
+            metrics["rejected_pushed"] = pushed / pushable
         return metrics | self._quantiles(device) | kept
 
     def _quantiles(self, device: torch.device) -> dict[str, float]:
@@ -186,7 +213,7 @@ class StepMetrics:
         if not self._spread:
             return {}
         mine = torch.cat(self._spread, dim=1)
-        most = -(-self.counts["pairs"] // dist.get_world_size())
+        most = self.counts["pairs"]  # one rank may hold all of them
         padded = torch.full((len(_SPREAD), most), torch.nan, dtype=torch.float64, device=device)
         padded[:, : mine.shape[1]] = mine
         parts = [torch.empty_like(padded) for _ in range(dist.get_world_size())]

@@ -178,6 +178,11 @@ def answers_of(rows: Iterable[Row]) -> list[AnswerRow]:
     return [found[key] for key in sorted(found)]
 
 
+def longest_sequence(answers: Iterable[AnswerRow]) -> int:
+    """Tokens of the longest prompt with its answer."""
+    return max((len(answer.prompt_token_ids) + len(answer.token_ids) for answer in answers), default=0)
+
+
 def rows_a_forward(rows: Sequence[Row], *, micro_batch_size: int) -> int:
     """As many rows as have no more answers than `micro_batch_size` pairs; a row is never parted."""
     return max(1, 2 * micro_batch_size // max((row.num_answers for row in rows), default=2))

@@ -12,13 +12,14 @@ import torch.distributed as dist
 
 from stages.errors import StageError
 from stages.update import deepspeed_engine
-from stages.update.batching import deal
+from stages.update.batching import Load, deal
 from stages.update.config import UpdateConfig
-from stages.update.forward import Forward, policy_logps
+from stages.update.forward import Forward
 from stages.update.metrics import StepMetrics
 from stages.update.objectives.base import Loss
-from stages.update.rows import Row
+from stages.update.rows import PairRow, Row
 from stages.update.schedule import learning_rate_at
+from stages.update.skipping import Skipping
 from stages.update.value_head import ValueHead
 
 
@@ -31,6 +32,7 @@ class Stepper:
         gate_floor: nats a sequence; None where no objective has a gate.
         num_steps: of the whole update.
         forward_size: rows a forward pass.
+        skipping: whether a step leaves out backwards that push nothing.
     """
 
     config: UpdateConfig
@@ -42,6 +44,7 @@ class Stepper:
     value_head: ValueHead | None
     num_steps: int
     forward_size: int
+    skipping: Skipping
 
     def __call__(self, step: int, batch: Sequence[Row], *, own_reference: int | None) -> dict[str, float]:
         """Step number `step`, counted from 0; its metrics, over all ranks."""
@@ -52,32 +55,37 @@ class Stepper:
         counts = {"pairs": len(batch), "tokens": sum(row.num_chosen_tokens for row in batch)}
         beta = next((loss.beta for loss in losses if loss.beta is not None), 1.0)
         metrics = StepMetrics(beta=beta, gate_floor=self.gate_floor or 0.0, counts=counts)
-        for part in self._parts(batch):
+        skips = self.skipping.now(at_reference=own_reference is not None)
+        for part in self._parts(batch, skips):
             # Every rank runs as many forwards and backwards as any other.
-            self._backward(part or batch[:1], len(part), losses, metrics, step, own_reference)
+            self._backward(part or [_shortest(batch)], len(part), losses, metrics, step, own_reference, skips)
         self.engine.step()
         grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
         refuse_nonfinite(torch.tensor(grad_norm), "gradient", step=step, config=self.config)
         if self.value_head is not None:
             refuse_nonfinite(self.value_head.step(), "gradient of the value head", step=step, config=self.config)
+        found = metrics.over_all_ranks(self.device)
+        self.skipping.active_share = found.get("rejected_pushed")
         return {
             "step": step + 1,
             "steps": self.num_steps,
-            **metrics.over_all_ranks(self.device),
+            **found,
+            "skips": float(skips),
             "grad_norm": grad_norm,
             "learning_rate": rate,
             "step_s": time.monotonic() - started,
         }
 
-    def _parts(self, batch: Sequence[Row]) -> list[list[Row]]:
+    def _parts(self, batch: Sequence[Row], skips: bool) -> list[list[Row]]:
         """This rank's rows, a list for each forward."""
+        share = (self.skipping.active_share or 0.0) if skips else None
         dealt = deal(
-            range(len(batch)),
-            rank=dist.get_rank(),
+            [row_load(row, shares=self.forward.shares, pushed_share=share) for row in batch],
             world_size=dist.get_world_size(),
-            micro_batch_size=self.forward_size,
+            max_rows=self.forward_size,
+            max_tokens=self.config.max_tokens_per_batch,
         )
-        return [[batch[i] for i in part] for part in dealt]
+        return [[batch[i] for i in part] for part in dealt[dist.get_rank()]]
 
     def _backward(
         self,
@@ -87,16 +95,47 @@ class Stepper:
         metrics: StepMetrics,
         step: int,
         own_reference: int | None,
+        skips: bool,
     ) -> None:
-        """One forward and backward; `num_rows` is 0 where the row is a dummy, whose loss then weighs nothing."""
-        tensors = self.forward(rows, own_reference=own_reference)
-        refuse_nonfinite(policy_logps(tensors), "log-probs", step=step, config=self.config)
+        """Forward and backward of one micro-batch.
+
+        Args:
+            num_rows: 0 where the row is a dummy, whose loss then weighs nothing.
+        """
+        scored = self.forward.scored(rows, skips=skips)
+        refuse_nonfinite(scored.logps_N, "log-probs", step=step, config=self.config)
+        tensors = self.forward.tensors(rows, scored, own_reference=own_reference)
         terms = [term for loss in losses for term in loss(tensors)]
         shares = [(term.loss_B * term.weight_B).sum() / metrics.counts[term.normaliser] for term in terms]
         # DeepSpeed averages over the ranks; the loss is a mean over the global batch.
         real = 1.0 if num_rows else 0.0
-        self.engine.backward(torch.stack(shares).sum() * dist.get_world_size() * real)
+        (torch.stack(shares).sum() * dist.get_world_size() * real).backward()
+        scored.backward()
         metrics.add(tensors, rows, terms, num_rows=num_rows)
+        metrics.add_work(scored, rows, num_rows=num_rows)
+
+
+def _shortest(batch: Sequence[Row]) -> Row:
+    return min(batch, key=lambda row: len(row.prompt_token_ids) + sum(len(answer.token_ids) for answer in row.answers))
+
+
+def row_load(row: Row, *, shares: bool, pushed_share: float | None) -> Load:
+    """What a row brings along, where answers share their prompt's forward or not.
+
+    Args:
+        pushed_share: the share of rejected answers expected to get a gradient, where the others' backward is left out.
+    """
+    lengths = [len(answer.token_ids) for answer in row.answers]
+    if isinstance(row, PairRow) and row.stream is not None:
+        lengths.append(len(row.stream.token_ids))
+    num_prompt = len(row.prompt_token_ids)
+    if not shares:
+        num_tokens = sum(lengths) + num_prompt * len(lengths)
+        return Load(id(row), 0, num_tokens, 3.0 * num_tokens)
+    cost = 3.0 * sum(lengths)
+    if pushed_share is not None:
+        cost -= (2 - 3 * pushed_share) * lengths[1]
+    return Load(tuple(row.prompt_token_ids), num_prompt, sum(lengths), cost)
 
 
 def refuse_nonfinite(values: torch.Tensor, what: str, *, step: int, config: UpdateConfig) -> None:

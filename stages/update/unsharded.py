@@ -13,29 +13,29 @@ import torch
 
 
 class Masters(torch.nn.Module):
-    """A bfloat16 model whose parameters, as an optimizer sees them, are float32 masters.
+    """A scorer of a bfloat16 model whose parameters, as an optimizer sees them, are float32 masters.
 
     The model computes with its own weights. Their gradients add up in float32 and are the masters' gradients, and
     `round` copies the masters back into the weights after a step.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, scorer: Any) -> None:
         super().__init__()
         # Hidden from registration, so that the rounded weights are nobody's parameters.
-        self._hidden = {"model": model}
-        self._rounded = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._hidden = {"scorer": scorer}
+        self._rounded = {name: p for name, p in scorer.model.named_parameters() if p.requires_grad}
         self._masters = torch.nn.ParameterList(p.detach().float() for p in self._rounded.values())
         for rounded, master in zip(self._rounded.values(), self._masters, strict=True):
             rounded.grad_dtype = torch.float32
             rounded.register_post_accumulate_grad_hook(partial(_lend_gradient, master))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
+        return self.scorer(*args, **kwargs)
 
     @property
-    def model(self) -> torch.nn.Module:
-        """The model that computes."""
-        return self._hidden["model"]
+    def scorer(self) -> Any:
+        """What computes."""
+        return self._hidden["scorer"]
 
     @property
     def by_name(self) -> dict[str, torch.nn.Parameter]:

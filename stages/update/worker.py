@@ -8,6 +8,7 @@ the loss ln 2 to the last bit, whatever the layout. Later steps use the table ma
 from __future__ import annotations
 
 import gc
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,17 +19,20 @@ import torch.distributed as dist
 
 from stages.protocols import Weights
 from stages.update import deepspeed_engine
-from stages.update.batching import deal, global_batches, token_batch
+from stages.update.batching import Load, deal, global_batches
 from stages.update.config import FLOAT32_GATE_FLOOR, UpdateConfig
+from stages.update.exactness import disproof, why_apart
 from stages.update.forward import Forward, refuse_without_auxiliary
-from stages.update.logps import answer_logps
 from stages.update.metrics import UpdateSummary
 from stages.update.model import copy_tokenizer, load_policy, read_weights, save_policy
 from stages.update.objectives.base import Loss
-from stages.update.rows import AnswerRow, Row, answers_of, rows_a_forward
+from stages.update.rows import AnswerRow, Row, answers_of, longest_sequence, rows_a_forward
+from stages.update.scoring import Scoring
+from stages.update.skipping import Skipping
 from stages.update.step import Stepper, refuse_nonfinite
 from stages.update.value_head import ValueHead, hidden_width
 
+_log = logging.getLogger(__name__)
 LN2 = math.log(2)
 _GATE_SAMPLE = 32  # answers whose log-probs are measured in two layouts
 
@@ -55,6 +59,8 @@ class Trainer:
         self._origin: Path | None = None  # the folder that they came from, with the tokenizer
         self._num_steps = 0
         self._value_head: ValueHead | None = None
+        self._disproof: str | None = None  # of sharing prompts under the model held; empty: it is proved; None: untried
+        self._told: str | None = None  # the last reason against sharing prompts
 
     # ---- weights ----------------------------------------------------------------------------------------------------
 
@@ -98,7 +104,7 @@ class Trainer:
     def _stop(self) -> None:
         if self._engine is not None:
             deepspeed_engine.stop_engine(self._engine)
-            self._engine = None
+            self._engine, self._disproof = None, None
 
     def save(self, folder: Path, *, round: int) -> Weights:
         """Write policy and tokenizer to ``folder/policy``, and a float32 master to ``folder/master`` if one is needed.
@@ -136,13 +142,19 @@ class Trainer:
         Returns:
             Sums over the answer's tokens, in nats, at temperature 1.
         """
-        order = sorted(range(len(answers)), key=lambda i: len(answers[i].prompt_token_ids) + len(answers[i].token_ids))
+        scoring = self._scoring(answers)
+        dealt = deal(
+            [answer_load(answer, shares=scoring.shares) for answer in answers],
+            world_size=self.world_size,
+            max_rows=2 * self.config.micro_batch_size,
+            max_tokens=self.config.max_tokens_per_batch,
+        )
         mine: dict[str, float] = {}
-        size = 2 * self.config.micro_batch_size
-        for part in deal(order, rank=self.rank, world_size=self.world_size, micro_batch_size=size):
+        for part in dealt[self.rank]:
             rows = [answers[i] for i in part]
-            for row, logp in zip(rows, self._score(rows or [answers[0]]).tolist(), strict=False):
-                mine[row.response_id] = logp
+            with torch.no_grad():
+                found = scoring(rows or [answers[0]]).logps_N.tolist()
+            mine |= {row.response_id: logp for row, logp in zip(rows, found, strict=False)}
             if progress is not None:
                 progress(len(mine) * self.world_size)
         return self._everyones(mine)
@@ -153,14 +165,24 @@ class Trainer:
         Never below float32's floor: a few short answers may agree by chance.
         """
         rows, size = list(answers[:_GATE_SAMPLE]), 2 * self.config.micro_batch_size
-        together = torch.cat([self._score(rows[i : i + size]) for i in range(0, len(rows), size)])
-        alone = torch.cat([self._score([row]) for row in rows])
+        scoring = self._scoring(answers)
+        with torch.no_grad():
+            together = torch.cat([scoring(rows[i : i + size]).logps_N for i in range(0, len(rows), size)])
+            alone = torch.cat([scoring([row]).logps_N for row in rows])
         return max(FLOAT32_GATE_FLOOR, 3 * (together - alone).abs().mean().item())
 
-    def _score(self, rows: Sequence[AnswerRow]) -> torch.Tensor:
-        batch = token_batch([row.prompt_token_ids for row in rows], [row.token_ids for row in rows])
-        with torch.no_grad():
-            return answer_logps(self._engine, batch, self.device)
+    def _scoring(self, answers: Sequence[AnswerRow], *, wants_states: bool = False) -> Scoring:
+        """Forwards for some answers: prompts are shared where that is exact, and the reason is told where it is not."""
+        model = deepspeed_engine.model_of(self._engine)
+        reason = why_apart(model, longest_sequence(answers))
+        if reason is None:
+            if self._disproof is None:
+                self._disproof = disproof(self._engine, self.device, dtype=self.dtype) or ""
+            reason = self._disproof or None
+        if reason is not None and reason != self._told and self.rank == 0:
+            _log.info("%s: every answer is computed with a prompt of its own: %s", type(model).__name__, reason)
+        self._told = reason
+        return Scoring(self._engine, self.device, shares=reason is None, wants_states=wants_states)
 
     def everyone(self, flag: bool) -> bool:
         """Whether it is so on every rank: what all of them go by, whatever each sees of a shared disk."""
@@ -229,16 +251,21 @@ class Trainer:
         gate_floor = self._gate_floor(rows) if any(loss.gated for loss in config.losses()) else None
         losses = config.losses(gate_floor=gate_floor)
         self._value_head = self._start_value_head(losses, value_head)
+        scoring = self._scoring(answers_of(rows), wants_states=self._value_head is not None)
+        gated = any(loss.gated for loss in losses)
         return Stepper(
             config=config,
             engine=self._engine,
             device=self.device,
             losses=losses,
             gate_floor=gate_floor,
-            forward=Forward(self._engine, self.device, references, needs=config.needs, value_head=self._value_head),
+            forward=Forward(scoring, self.device, references, needs=config.needs, value_head=self._value_head),
             value_head=self._value_head,
             num_steps=num_steps,
             forward_size=rows_a_forward(rows, micro_batch_size=config.micro_batch_size),
+            skipping=Skipping(
+                allowed=gated and scoring.shares and config.skip_inactive and not config.gradient_checkpointing
+            ),
         )
 
     def _start_value_head(self, losses: Sequence[Loss], saved: Path | None) -> ValueHead | None:
@@ -260,6 +287,14 @@ class Trainer:
         floor = [self.measured_gate_floor(answers_of(rows[:_GATE_SAMPLE]))]
         dist.broadcast_object_list(floor, src=0)
         return floor[0]
+
+
+def answer_load(answer: AnswerRow, *, shares: bool) -> Load:
+    """What an answer to be scored brings along, where answers share their prompt's forward or not."""
+    num_prompt, num_answer = len(answer.prompt_token_ids), len(answer.token_ids)
+    if shares:
+        return Load(tuple(answer.prompt_token_ids), num_prompt, num_answer, 3.0 * num_answer)
+    return Load(answer.response_id, 0, num_prompt + num_answer, 3.0 * (num_prompt + num_answer))
 
 
 def _starts_at_ln2(losses: Sequence[Loss]) -> bool:

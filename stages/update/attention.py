@@ -1,0 +1,239 @@
+"""Attention over a packed row, given to transformers as an attention function of its own.
+
+On a CPU no mask is made and no masked block computed: every prompt and every answer attends to itself, causally, and
+all answers of a family together to their prompt. The two parts of an answer's attention are joined by their
+log-sum-exps, and torch's own kernel for the backward pass is right for each part once it is given the joined output and
+log-sum-exp. On a GPU FlexAttention gets a block mask that says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from stages.update.packing import Layout, Range
+
+NAME = "prefloop_packed"
+"""Of the attention function, in transformers' registry."""
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+class NotExact(Exception):
+    """An attention module asks for more than a packed row can give; the reason."""
+
+
+def register() -> None:
+    """Make transformers know the attention function; it has no mask function, so that no mask is made for it."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, packed_attention)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    layout: Layout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention over a row, in and out as transformers has it: [1, heads, T, D] to [1, T, heads, D].
+
+    Raises:
+        NotExact: if the module asks for something else than plain attention.
+    """
+    _refuse(attention_mask, dropout, more)
+    if layout.keeps:
+        assert layout.prompts is not None
+        layout.prompts[module] = key, value
+    prompts = None if layout.keeps or layout.prompts is None else layout.prompts[module]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.device.type != "cpu":
+        return _on_gpu(query, key, value, prompts, layout, scale).transpose(1, 2), None
+    if query.shape[-1] != value.shape[-1]:
+        raise NotExact("its values have another width than its keys")
+    prompt_key, prompt_value = prompts or (None, None)
+    return _Attention.apply(query, key, value, prompt_key, prompt_value, layout, scale).transpose(1, 2), None
+
+
+def _refuse(mask: torch.Tensor | None, dropout: float, more: dict[str, Any]) -> None:
+    if mask is not None:
+        raise NotExact("it makes an attention mask of its own")
+    if dropout:
+        raise NotExact("its attention drops out at random")
+    for name in ("softcap", "s_aux", "position_bias", "head_mask"):
+        if more.get(name) is not None:
+            raise NotExact(f"its attention has a term of its own ({name})")
+    if more.get("is_causal") is False:
+        raise NotExact("its attention is not causal")
+
+
+# ---- on a CPU -------------------------------------------------------------------------------------------------------
+
+
+class _Attention(torch.autograd.Function):
+    """Keys and values of the prompts are this row's where none are given."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        prompt_key: torch.Tensor | None,
+        prompt_value: torch.Tensor | None,
+        layout: Layout,
+        scale: float,
+    ) -> torch.Tensor:
+        groups = key.shape[1]
+        q, k, v = _grouped(query, groups), _grouped(key, groups), _grouped(value, groups)
+        pk, pv = (k, v) if prompt_key is None else (_grouped(prompt_key, groups), _grouped(prompt_value, groups))
+        out = torch.empty(query.transpose(1, 2).shape, dtype=query.dtype).transpose(1, 2)
+        lse = torch.empty(query.shape[2], query.shape[1]).T[None]
+        o, s = _grouped(out, groups), lse.unflatten(1, (groups, -1))[0]
+        wide = tuple(q.shape[:2])
+        for span in layout.spans:
+            for part in span.segments:
+                o[:, :, part.start : part.stop], s[:, :, part.start : part.stop] = _forward(
+                    _at(q, part), _at(k, part, wide), _at(v, part, wide), 0.0, True, scale=scale
+                )
+            if span.answers.size and span.prompt.size:
+                theirs, their_lse = _forward(
+                    _at(q, span.answers),
+                    _at(pk, span.prompt, wide),
+                    _at(pv, span.prompt, wide),
+                    0.0,
+                    False,
+                    scale=scale,
+                )
+                _join(_at(o, span.answers), _at(s, span.answers), theirs, their_lse)
+        ctx.save_for_backward(query, key, value, prompt_key, prompt_value, out, lse)
+        ctx.layout, ctx.scale = layout, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        query, key, value, prompt_key, prompt_value, out, lse = ctx.saved_tensors
+        groups = key.shape[1]
+        g, q, k, v, o = (_grouped(tensor, groups) for tensor in (gradient, query, key, value, out))
+        s = lse.unflatten(1, (groups, -1))[0]
+        wide = tuple(q.shape[:2])
+        to_query, to_key, to_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        dq, dk, dv = (_grouped(tensor, groups) for tensor in (to_query, to_key, to_value))
+        to_prompt_key = to_prompt_value = None
+        pk, pv, dpk, dpv = k, v, dk, dv
+        if prompt_key is not None:
+            to_prompt_key, to_prompt_value = torch.zeros_like(prompt_key), torch.zeros_like(prompt_value)
+            pk, pv, dpk, dpv = (
+                _grouped(tensor, groups) for tensor in (prompt_key, prompt_value, to_prompt_key, to_prompt_value)
+            )
+
+        def back(
+            mine: Range, theirs: Range, keys: Any, values: Any, to_keys: Any, to_values: Any, causal: bool
+        ) -> None:
+            found = _backward(
+                _at(g, mine),
+                _at(q, mine),
+                _at(keys, theirs, wide),
+                _at(values, theirs, wide),
+                _at(o, mine),
+                _at(s, mine),
+                0.0,
+                causal,
+                scale=ctx.scale,
+            )
+            _at(dq, mine).add_(found[0])
+            _at(to_keys, theirs).add_(_summed(found[1], to_keys))
+            _at(to_values, theirs).add_(_summed(found[2], to_values))
+
+        for span in ctx.layout.spans:
+            for part in span.segments:
+                back(part, part, k, v, dk, dv, True)
+            if span.answers.size and span.prompt.size:
+                back(span.answers, span.prompt, pk, pv, dpk, dpv, False)
+        return to_query, to_key, to_value, to_prompt_key, to_prompt_value, None, None
+
+
+def _grouped(tensor: torch.Tensor, groups: int) -> torch.Tensor:
+    """[1, heads, T, D] as [groups, heads a group, T, D]: keys and values have one head a group."""
+    return tensor[0].unflatten(0, (groups, -1))
+
+
+def _at(tensor: torch.Tensor, places: Range, wide: tuple[int, ...] | None = None) -> torch.Tensor:
+    """Some places of a grouped tensor; with `wide`, seen by every head of a group without a copy."""
+    part = tensor[:, :, places.start : places.stop]
+    return part if wide is None else part.expand(*wide, -1, -1)
+
+
+def _summed(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Over the heads of a group, where they share keys."""
+    return gradient if gradient.shape[1] == like.shape[1] else gradient.sum(1, keepdim=True)
+
+
+def _join(out: torch.Tensor, lse: torch.Tensor, more: torch.Tensor, more_lse: torch.Tensor) -> None:
+    """Put attention to further keys into attention to some, in place."""
+    both = torch.logaddexp(lse, more_lse)
+    out.mul_((lse - both).exp_().unsqueeze(-1)).add_(more * (more_lse - both).exp_().unsqueeze(-1))
+    lse.copy_(both)
+
+
+# ---- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+def _on_gpu(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    prompts: tuple[torch.Tensor, torch.Tensor] | None,
+    layout: Layout,
+    scale: float,
+) -> torch.Tensor:
+    """FlexAttention under the row's block mask. Not run on a GPU yet."""
+    if prompts is not None:
+        key, value = torch.cat([prompts[0], key], dim=2), torch.cat([prompts[1], value], dim=2)
+    if "flex" not in layout.masks:
+        layout.masks["flex"] = flex_mask(layout, query.shape[2], key.shape[2], query.device)
+    return _compiled()(
+        query, key, value, block_mask=layout.masks["flex"], scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+@cache
+def _compiled() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def flex_mask(layout: Layout, num_queries: int, num_keys: int, device: torch.device) -> Any:
+    """The block mask of a row whose keys come after those of the row that holds its prompts, if that is another."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    before = num_keys - num_queries
+    family_K = torch.full((num_keys,), -1)
+    segment_K = torch.full((num_keys,), -1)  # 0: a prompt
+    for number, span in enumerate(layout.spans):
+        family_K[span.prompt.start : span.prompt.stop] = number
+        segment_K[span.prompt.start : span.prompt.stop] = 0
+        for place, part in enumerate(span.segments, start=1):
+            if before or part != span.prompt:
+                family_K[before + part.start : before + part.stop] = number
+                segment_K[before + part.start : before + part.stop] = place
+    family_K, segment_K = family_K.to(device), segment_K.to(device)
+
+    def sees(_batch: Any, _head: Any, q: Any, k: Any) -> Any:
+        mine = q + before
+        of_family = family_K[mine] == family_K[k]
+        return of_family & ((segment_K[k] == 0) | (segment_K[k] == segment_K[mine])) & (k <= mine)
+
+    return create_block_mask(sees, None, None, num_queries, num_keys, device=device)
