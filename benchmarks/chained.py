@@ -164,6 +164,7 @@ def update(work: Work) -> None:
         auxiliary_weights={},
         stream=None,
         value_head=None,
+        optimizer=None,
         probe=ProbeFolder(work.out / "probe"),
         **common,
     )(trainer, _unreported)

@@ -135,6 +135,7 @@ class Updater:
                 auxiliary_weights=self._auxiliary_weights,
                 stream=self._at.stream if "stream" in config.update.needs else None,
                 value_head=self._value_head if "value" in config.update.needs else None,
+                optimizer=self._optimizer,
                 probe=shop.sync.probe,
             )
             with shop.console.bar("update", total=None) as bar:
@@ -158,6 +159,8 @@ class Updater:
             found["stream"] = self._at.stream.digest()
         if "value" in needs:
             found["value_head"] = weights_sha256(self._value_head) if self._value_head is not None else "new"
+        if self._at.config.update.keep_optimizer:
+            found["optimizer"] = weights_sha256(self._optimizer) if self._optimizer is not None else "new"
         return found | ({"objectives": dict(self._at.sources.objectives)} if self._at.sources.objectives else {})
 
     @property
@@ -167,6 +170,12 @@ class Updater:
             for source in self._at.sources.rewards
             if source.config.role == "auxiliary"
         }
+
+    @property
+    def _optimizer(self) -> Path | None:
+        """AdamW's moments after the round before, where they are to be kept and were."""
+        folder = self._at.shop.folder / f"round-{self._at.number - 1:04d}" / "optimizer"
+        return folder if self._at.config.update.keep_optimizer and folder.exists() else None
 
     @property
     def _value_head(self) -> Path | None:

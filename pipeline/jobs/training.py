@@ -126,6 +126,7 @@ class UpdatePolicy:
         auxiliary_weights: of the auxiliary rewards, by name.
         stream: answers drawn from the reference, where the objectives take some.
         value_head: to go on with; None for a new one, or where none is needed.
+        optimizer: AdamW's moments to go on with; None for new ones.
         probe: gets what the trainer says of its answers before and after.
     """
 
@@ -141,6 +142,7 @@ class UpdatePolicy:
     auxiliary_weights: Mapping[str, float]
     stream: StageFolder | None
     value_head: Path | None
+    optimizer: Path | None
     probe: ProbeFolder
 
     def __call__(self, trainer: Any, report: Callable[[Any], None]) -> float | None:
@@ -168,6 +170,7 @@ class UpdatePolicy:
                 seed=hashed_seed("update", self.seed, self.round),
                 on_step=on_step,
                 value_head=self.value_head,
+                optimizer=self.optimizer,
             )
             stepped = time.time()
         result = trainer.save(self.folder, round=self.round)

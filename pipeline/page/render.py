@@ -16,6 +16,7 @@ from pipeline.files import read_json
 from pipeline.page import charts, summary
 from pipeline.page.curves import read_steps, round_curves, step_curves
 from pipeline.page.examples import examples
+from pipeline.page.timelines import LABEL, LANE, WIDTH, timelines
 from pipeline.reading import num_rounds, round_folders, run_settings
 from pipeline.texts import visible
 
@@ -59,6 +60,8 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]]) -> str:
         rounds=summary.round_table(reports),
         round_charts=round_curves(reports),
         step_charts=step_curves(steps, settings),
+        timelines=timelines(reports),
+        lane=(WIDTH, LANE, LABEL),
         fates=summary.fates(reports),
         examples=examples({round: folders[round] for round in settled}),
         lineage=lineage,

@@ -38,6 +38,9 @@ class UpdateConfig(Settings):
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
+    keep_optimizer: bool = Field(
+        False, description="go on with AdamW's moments of the round before, where it kept them too; false: new ones"
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     global_batch_size: int = Field(64, ge=1, description="pairs behind one optimizer step over all workers")
     num_train_epochs: int = Field(1, ge=1)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's, as torch names them."""
+
 _SETTINGS = ("zero_stage", "gradient_checkpointing", "max_grad_norm", "weight_decay", "adam_beta1", "adam_beta2")
 
 
@@ -109,10 +112,65 @@ def stop_engine(engine: Any) -> None:
     engine.destroy()
 
 
-def forget_moments(engine: Any) -> None:
-    """Make an engine's optimizer a new one: no moments, no steps made."""
+def reset_moments(engine: Any, *, num_steps: int = 0) -> None:
+    """Make an engine's optimizer a new one: moments of 0, and `num_steps` counted.
+
+    In place, since DeepSpeed keeps views of the moments from the first step on, and would go on reading the old ones.
+    """
+    import torch
+
     wrapped = engine.optimizer
-    getattr(wrapped, "optimizer", wrapped).state.clear()
+    optimizer = getattr(wrapped, "optimizer", wrapped)
+    flat = getattr(wrapped, "fp32_partitioned_groups_flat", None)  # under stage 3 the groups are empty between steps
+    for part in flat or [part for group in optimizer.param_groups for part in group["params"]]:
+        state = optimizer.state[part]
+        for name in MOMENTS:
+            state[name] = state[name].zero_() if name in state else torch.zeros_like(part, requires_grad=False)
+        state["step"] = torch.tensor(float(num_steps), device=part.device)
+    if hasattr(wrapped, "_lazy_init_hp_params_optimizer_state"):
+        wrapped._lazy_init_hp_params_optimizer_state()
+
+
+def moments(engine: Any) -> dict[str, torch.Tensor]:
+    """AdamW's moments in float32 on the CPU, ``NAME.exp_avg`` and ``NAME.exp_avg_sq``, and the ``num_steps`` counted.
+
+    A call that all ranks make together, after a step.
+    """
+    import torch
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    wrapped = engine.optimizer
+    optimizer, masters = getattr(wrapped, "optimizer", wrapped), _masters(engine) or {}
+    num_steps = next(iter(optimizer.state.values()))["step"]
+    found = {"num_steps": torch.tensor(int(num_steps))}
+    for name, parameter in _trained_by_name(engine):
+        for moment in MOMENTS:
+            value = safe_get_full_optimizer_state(parameter, moment)
+            if value is None:
+                value = optimizer.state[masters.get(name, parameter)][moment]
+            found[f"{name}.{moment}"] = value.detach().cpu().clone()
+    return found
+
+
+def set_moments(engine: Any, state: Mapping[str, torch.Tensor]) -> None:
+    """Go on with moments as `moments` gives them; a call that all ranks make together."""
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    reset_moments(engine, num_steps=int(state["num_steps"]))
+    wrapped = engine.optimizer
+    optimizer, masters = getattr(wrapped, "optimizer", wrapped), _masters(engine) or {}
+    for name, parameter in _trained_by_name(engine):
+        for moment in MOMENTS:
+            value = state[f"{name}.{moment}"].to(parameter.device)
+            own = optimizer.state.get(masters.get(name, parameter))
+            if own is not None:
+                own[moment].copy_(value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def _trained_by_name(engine: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, p) for name, p in model_of(engine).named_parameters() if p.requires_grad]
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
 from stages.protocols import Weights
 from stages.update import deepspeed_engine
@@ -31,9 +32,12 @@ from stages.update.scoring import Scoring
 from stages.update.skipping import Skipping
 from stages.update.step import Stepper, refuse_nonfinite
 from stages.update.value_head import ValueHead, hidden_width
+from stages.weights import weights_sha256
 
 _log = logging.getLogger(__name__)
 LN2 = math.log(2)
+_NEW = "new"  # moments of 0, before any step
+_MOMENTS_FILE = "moments.safetensors"
 _GATE_SAMPLE = 32  # answers whose log-probs are measured in two layouts
 
 
@@ -57,6 +61,7 @@ class Trainer:
         self._engine: Any = None
         self._held: str | None = None  # the identity of the weights in the engine; None once a step has changed them
         self._origin: Path | None = None  # the folder that they came from, with the tokenizer
+        self._moments: str | None = _NEW  # what names the moments in the engine's optimizer; None: steps were made
         self._num_steps = 0
         self._value_head: ValueHead | None = None
         self._disproof: str | None = None  # of sharing prompts under the model held; empty: it is proved; None: untried
@@ -71,14 +76,11 @@ class Trainer:
         self.config = config
 
     def load(self, weights: Weights) -> None:
-        """Hold these weights, with a fresh optimizer; where there is a float32 master, from that.
+        """Hold these weights; where there is a float32 master, from that.
 
         Weights that are held already, since an update has just made them, are not read again.
         """
-        if self._held == weights.identity:
-            if self._num_steps:
-                deepspeed_engine.forget_moments(self._engine)
-        else:
+        if self._held != weights.identity:
             self._held = None
             if self.rank == 0:
                 weights.refuse_changed()
@@ -87,7 +89,7 @@ class Trainer:
             self._engine = deepspeed_engine.start_engine(model, self.config, dtype=self.dtype, device=self.device)
             if weights.master is not None:
                 deepspeed_engine.set_float32_state(self._engine, read_weights(weights.master))
-            self._held = weights.identity
+            self._held, self._moments = weights.identity, _NEW
         self._origin, self._num_steps, self._value_head = weights.path, 0, None
 
     def rest(self) -> None:
@@ -109,7 +111,8 @@ class Trainer:
     def save(self, folder: Path, *, round: int) -> Weights:
         """Write policy and tokenizer to ``folder/policy``, and a float32 master to ``folder/master`` if one is needed.
 
-        A value head that the update trained goes to ``folder/value_head``. Rank 0 writes; weights are gathered on all.
+        A value head that the update trained goes to ``folder/value_head``, AdamW's moments, if they are kept, to
+        ``folder/optimizer``. Rank 0 writes; weights are gathered on all.
 
         Returns:
             What was written, on every rank; `round` is the round that made it.
@@ -118,7 +121,8 @@ class Trainer:
         state = deepspeed_engine.float32_state(self._engine)
         for tensor in state.values():
             refuse_nonfinite(tensor, "policy", step=self._num_steps - 1, config=self.config)
-        written: list[Any] = [None]
+        kept = deepspeed_engine.moments(self._engine) if self.config.keep_optimizer else None
+        written: list[Any] = [None, None]
         if self.rank == 0:
             targets = {"policy": self.dtype} | ({} if self.dtype == "float32" else {"master": "float32"})
             for name, dtype in targets.items():
@@ -128,11 +132,25 @@ class Trainer:
             if self._value_head is not None:
                 self._value_head.save(folder / "value_head")
             master = folder / "master" if "master" in targets else None
-            written = [Weights.found(folder / "policy", round=round, master=master)]
+            written = [Weights.found(folder / "policy", round=round, master=master), None]
+            if kept is not None:
+                (folder / "optimizer").mkdir(exist_ok=True)
+                save_file(kept, folder / "optimizer" / _MOMENTS_FILE)
+                written[1] = weights_sha256(folder / "optimizer")
         dist.broadcast_object_list(written, src=0)
         result: Weights = written[0]
-        self._held = result.identity
+        self._held, self._moments = result.identity, written[1]
         return result
+
+    def _take_moments(self, optimizer: Path | None) -> None:
+        """Have AdamW go on with saved moments, or anew."""
+        wanted = _NEW if optimizer is None else weights_sha256(optimizer)
+        if self._moments == wanted:
+            return
+        if optimizer is None:
+            deepspeed_engine.reset_moments(self._engine)
+        else:
+            deepspeed_engine.set_moments(self._engine, load_file(optimizer / _MOMENTS_FILE))
 
     # ---- log-probs --------------------------------------------------------------------------------------------------
 
@@ -206,6 +224,7 @@ class Trainer:
         seed: int,
         on_step: Callable[[dict[str, float]], None] | None = None,
         value_head: Path | None = None,
+        optimizer: Path | None = None,
     ) -> UpdateSummary:
         """Every epoch over `rows` under the configured objectives.
 
@@ -216,7 +235,9 @@ class Trainer:
             seed: of the shuffle.
             on_step: called on rank 0 after every optimizer step with the step's metrics.
             value_head: a saved one to go on from, where the objectives need one; None: a new one.
+            optimizer: saved moments of AdamW to go on with; None: new ones.
         """
+        self._take_moments(optimizer)
         batches = [
             [rows[i] for i in batch]
             for batch in global_batches(
@@ -229,7 +250,7 @@ class Trainer:
         last: dict[str, float] = {}
         for step, batch in enumerate(batches):
             self._num_steps += 1
-            self._held = None  # before it: a step that is refused may have changed the weights
+            self._held = self._moments = None  # before it: a step that is refused may have changed the weights
             last = stepper(step, batch, own_reference=own_reference if step == 0 else None)
             first = first or last
             if at_ln2 and step == 0:

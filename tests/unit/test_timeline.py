@@ -44,6 +44,7 @@ def update() -> UpdatePolicy:
         auxiliary_weights={},
         stream=None,
         value_head=None,
+        optimizer=None,
         probe=ProbeFolder(Path("run/probe")),
     )
 
