@@ -26,7 +26,7 @@ from stages.update.forward import Forward, refuse_without_auxiliary
 from stages.update.metrics import UpdateSummary
 from stages.update.model import copy_tokenizer, load_policy, read_weights, save_policy
 from stages.update.objectives.base import Loss
-from stages.update.rows import AnswerRow, Row, answers_of, longest_sequence, rows_a_forward
+from stages.update.rows import AnswerRow, Row, answers_of, longest_sequence, rows_a_forward, streams_of
 from stages.update.scoring import Scoring
 from stages.update.skipping import Skipping
 from stages.update.step import Stepper, refuse_nonfinite
@@ -251,7 +251,7 @@ class Trainer:
         gate_floor = self._gate_floor(rows) if any(loss.gated for loss in config.losses()) else None
         losses = config.losses(gate_floor=gate_floor)
         self._value_head = self._start_value_head(losses, value_head)
-        scoring = self._scoring(answers_of(rows), wants_states=self._value_head is not None)
+        scoring = self._scoring([*answers_of(rows), *streams_of(rows)], wants_states=self._value_head is not None)
         gated = any(loss.gated for loss in losses)
         return Stepper(
             config=config,
