@@ -34,7 +34,7 @@ def engine():
 
 def apart_by(gradient: torch.Tensor, expected: torch.Tensor) -> float:
     """The distance over the length; the gradient of equal answers against each other is rounding alone."""
-    return float((gradient - expected).norm() / max(expected.norm(), 0.1))
+    return float((gradient - expected).norm() / max(expected.norm(), 1.0))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -59,7 +59,7 @@ def micro_batches(draw):
     return pairs_of(lengths, prompts=prompts, seed=draw(st.integers(0, 99)), equal=draw(st.integers(0, 2)))
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(micro_batches(), st.integers(0, 99), st.booleans())
 def test_so_it_is_for_pairs_of_any_length(engine, rows, seed, tied):
     engine = TorchEngine(small_llama(tied=True)) if tied else engine
@@ -108,7 +108,7 @@ def states_of(engine, prompt, chosen, rejected):
 
 
 @given(st.integers(1, 80), st.integers(1, 40), st.integers(2, 40), st.integers(1, 40))
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_an_answer_sees_nothing_of_another_one(engine, num_prompt, num_chosen, num_rejected, num_other):
     (row,) = pairs_of([(0, num_chosen, num_rejected)], prompts=[num_prompt])
     prompt, chosen, rejected = map(tuple, (row.prompt_token_ids, row.chosen_token_ids, row.rejected_token_ids))
