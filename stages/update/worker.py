@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from stages.protocols import Weights
 from stages.update import deepspeed_engine
+from stages.update.allocation import give_back_freed_memory, keep_freed_memory
 from stages.update.batching import Load, deal, global_batches
 from stages.update.config import FLOAT32_GATE_FLOOR, UpdateConfig
 from stages.update.exactness import disproof, why_apart
@@ -54,6 +55,7 @@ class Trainer:
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         if not on_gpu:
             torch.set_num_threads(num_threads)
+            keep_freed_memory()
         self._engine: Any = None
         self._held: str | None = None  # the identity of the weights in the engine; None once a step has changed them
         self._origin: Path | None = None  # the folder that they came from, with the tokenizer
@@ -98,6 +100,7 @@ class Trainer:
         self._stop()
         self._held, self._origin, self._num_steps, self._value_head = None, None, 0, None
         gc.collect()  # a stopped engine is held by cycles
+        give_back_freed_memory()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

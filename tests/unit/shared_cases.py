@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 
+from stages.update import attention
 from stages.update.config import UpdateConfig
 from stages.update.forward import Forward
 from stages.update.rows import AnswerRow, GroupRow, PairRow, Row, answers_of
@@ -16,6 +19,16 @@ from stages.update.value_head import ValueHead
 
 CPU = torch.device("cpu")
 WAYS = ("apart", "shared", "skipping")
+
+
+@contextmanager
+def attending(how: Literal["by segments", "under a mask"]) -> Iterator[None]:
+    """Attention one way only, whichever is faster."""
+    before, attention.CALL_S = attention.CALL_S, 0.0 if how == "by segments" else 1e3
+    try:
+        yield
+    finally:
+        attention.CALL_S = before
 
 
 class TorchEngine:

@@ -7,7 +7,17 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared_cases import CPU, WAYS, TorchEngine, gradient_by, groups_of, moved_references, pairs_of, small_llama
+from shared_cases import (
+    CPU,
+    WAYS,
+    TorchEngine,
+    attending,
+    gradient_by,
+    groups_of,
+    moved_references,
+    pairs_of,
+    small_llama,
+)
 
 from stages.update.config import UpdateConfig
 from stages.update.objectives.registry import OBJECTIVES
@@ -45,7 +55,8 @@ def test_every_objectives_gradient_is_that_of_separate_sequences(engine, name):
     references = moved_references(
         engine, rows, count=max(config.num_references[0], 1) if config.num_references[1] != 0 else 0
     )
-    found = [gradient_by(way, engine, rows, config, references) for way in WAYS]
+    with attending("by segments"):
+        found = [gradient_by(way, engine, rows, config, references) for way in WAYS]
     for gradient, scored in found[1:]:
         assert apart_by(gradient, found[0][0]) < 1e-5
         assert (scored.logps_N - found[0][1].logps_N).abs().max() < 2e-4
@@ -60,13 +71,14 @@ def micro_batches(draw):
 
 
 @settings(max_examples=8)
-@given(micro_batches(), st.integers(0, 99), st.booleans())
-def test_so_it_is_for_pairs_of_any_length(engine, rows, seed, tied):
+@given(micro_batches(), st.integers(0, 99), st.booleans(), st.sampled_from(["by segments", "under a mask"]))
+def test_so_it_is_for_pairs_of_any_length(engine, rows, seed, tied, how):
     engine = TorchEngine(small_llama(tied=True)) if tied else engine
     references = moved_references(engine, rows, count=1, seed=seed)
     expected, plain = gradient_by("apart", engine, rows, UpdateConfig(), references)
     for way in WAYS[1:]:
-        gradient, scored = gradient_by(way, engine, rows, UpdateConfig(), references)
+        with attending(how):
+            gradient, scored = gradient_by(way, engine, rows, UpdateConfig(), references)
         assert apart_by(gradient, expected) < 1e-5
         assert (scored.logps_N - plain.logps_N).abs().max() < 1e-4
 
@@ -128,11 +140,12 @@ def heads_of(row, keys: int, generator: torch.Generator):
     return [torch.randn(1, heads, *shape, generator=generator) for heads in (4, keys, keys)]
 
 
-def test_the_block_mask_for_gpus_says_what_segments_say(engine):
+def test_one_mask_and_the_block_mask_for_gpus_say_what_segments_say(engine):
     """FlexAttention runs on a CPU too, forward and without being compiled."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    from stages.update.attention import flex_mask, packed_attention
+    from stages.update.attention import packed_attention
+    from stages.update.flex import block_mask
 
     generator = torch.Generator().manual_seed(0)
     families = [Family((1, 2, 3), {0: (4, 5, 6)}, {1: 7}), Family((5,) * 150, {2: (7,) * 20, 3: (8,) * 9}, {4: 1})]
@@ -142,9 +155,13 @@ def test_the_block_mask_for_gpus_says_what_segments_say(engine):
     module = torch.nn.Identity()
     before = heads_of(held, 2, generator)
     for row, (query, key, value) in ((held, before), (more, heads_of(more, 2, generator))):
-        expected, _ = packed_attention(module, query, key, value, None, layout=row.layout)
+        with attending("by segments"):
+            expected, _ = packed_attention(module, query, key, value, None, layout=row.layout)
+        with attending("under a mask"):
+            masked, _ = packed_attention(module, query, key, value, None, layout=row.layout)
+        assert (masked - expected).abs().max() < 1e-5
         if row is more:
             key, value = torch.cat([before[1], key], dim=2), torch.cat([before[2], value], dim=2)
-        mask = flex_mask(row.layout, query.shape[2], key.shape[2], CPU)
+        mask = block_mask(row.layout, query.shape[2], key.shape[2], CPU)
         found = flex_attention(query, key, value, block_mask=mask, enable_gqa=True).transpose(1, 2)
         assert (found - expected).abs().max() < 1e-5
