@@ -71,7 +71,7 @@ STAGES = [{"zero_stage": stage} for stage in range(4)]
 
 
 def test_all_active_on_one_rank_and_none_on_the_other_does_not_hang(policy_folder):
-    from stages.update.step import row_load
+    from stages.update.loads import row_load
 
     rows = unlike_rows()
     dealt = deal([row_load(r, shares=True, pushed_share=0.3) for r in rows], world_size=2, max_rows=1, max_tokens=4096)
