@@ -156,7 +156,8 @@ class _Attention(torch.autograd.Function):
                 )
                 _join(_at(o, span.answers), _at(s, span.answers), theirs, their_lse)
         ctx.save_for_backward(query, key, value, prompt_key, prompt_value, out, lse)
-        ctx.layout, ctx.scale = layout, scale
+        # Not the layout: its kept keys hold this graph, and the two would hold each other until they are collected.
+        ctx.spans, ctx.scale = layout.spans, scale
         return out
 
     @staticmethod
@@ -195,7 +196,7 @@ class _Attention(torch.autograd.Function):
             _at(to_keys, theirs).add_(_summed(found[1], to_keys))
             _at(to_values, theirs).add_(_summed(found[2], to_values))
 
-        for span in ctx.layout.spans:
+        for span in ctx.spans:
             for part in span.segments:
                 back(part, part, k, v, dk, dv, True)
             if span.answers.size and span.prompt.size:

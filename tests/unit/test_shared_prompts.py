@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -165,3 +167,21 @@ def test_one_mask_and_the_block_mask_for_gpus_say_what_segments_say(engine):
         mask = block_mask(row.layout, query.shape[2], key.shape[2], CPU)
         found = flex_attention(query, key, value, block_mask=mask, enable_gqa=True).transpose(1, 2)
         assert (found - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_micro_batch_kept_goes_with_it_and_waits_for_no_collection(engine, way):
+    rows = pairs_of([(0, 5, 6), (1, 4, 4)], prompts=[9, 30])
+    references = moved_references(engine, rows, count=1)
+
+    def tensors_after_one() -> int:
+        with attending("by segments"):
+            gradient_by(way, engine, rows, UpdateConfig(), references)
+        return sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert tensors_after_one() == tensors_after_one()
+    finally:
+        gc.enable()
