@@ -3,17 +3,17 @@
 On a CPU no mask is made and no masked block computed: every prompt and every answer attends to itself, causally, and
 all answers of a family together to their prompt. The two parts of an answer's attention are joined by their
 log-sum-exps, and torch's own kernel for the backward pass is right for each part once it is given the joined output and
-log-sum-exp. On a GPU FlexAttention gets a block mask that says the same.
+log-sum-exp. Only a row of many very short answers goes through one call under a mask, since there the calls cost more
+than the masked blocks. On a GPU FlexAttention gets a block mask that says the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 
+from stages.update.flex import flex
 from stages.update.packing import Layout, Range
 
 NAME = "prefloop_packed"
@@ -58,9 +58,11 @@ def packed_attention(
     prompts = None if layout.keeps or layout.prompts is None else layout.prompts[module]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type != "cpu":
-        return _on_gpu(query, key, value, prompts, layout, scale).transpose(1, 2), None
+        return flex(query, key, value, prompts, layout, scale).transpose(1, 2), None
     if query.shape[-1] != value.shape[-1]:
         raise NotExact("its values have another width than its keys")
+    if _mask_pays(layout, query, prompts):
+        return _masked(query, key, value, prompts, layout, scale).transpose(1, 2), None
     prompt_key, prompt_value = prompts or (None, None)
     return _Attention.apply(query, key, value, prompt_key, prompt_value, layout, scale).transpose(1, 2), None
 
@@ -78,6 +80,43 @@ def _refuse(mask: torch.Tensor | None, dropout: float, more: dict[str, Any]) -> 
 
 
 # ---- on a CPU -------------------------------------------------------------------------------------------------------
+
+CALL_S = 60e-6  # of one kernel call with its slices, measured
+MULTIPLY_ADDS_A_SECOND = 25e9  # of torch's attention kernel on two cores, measured with heads of 32
+
+
+def _mask_pays(layout: Layout, query: torch.Tensor, prompts: tuple[torch.Tensor, torch.Tensor] | None) -> bool:
+    """Whether the calls for each segment cost more than the blocks that one call under a mask computes in vain."""
+    _, num_heads, num_queries, width = query.shape
+    num_keys = num_queries + (0 if prompts is None else prompts[0].shape[2])
+    useful = sum(
+        span.answers.size * span.prompt.size + sum(part.size**2 / 2 for part in span.segments) for span in layout.spans
+    )
+    vain_s = (num_queries * num_keys - useful) * 2 * num_heads * width / MULTIPLY_ADDS_A_SECOND
+    num_calls = sum(len(span.segments) + (span.answers.size > 0) for span in layout.spans)
+    return vain_s < (num_calls - 1) * CALL_S
+
+
+def _masked(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    prompts: tuple[torch.Tensor, torch.Tensor] | None,
+    layout: Layout,
+    scale: float,
+) -> torch.Tensor:
+    if prompts is not None:
+        key, value = torch.cat([prompts[0], key], dim=2), torch.cat([prompts[1], value], dim=2)
+    if "dense" not in layout.masks:
+        layout.masks["dense"] = layout.visible(query.shape[2], key.shape[2])
+    return torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=layout.masks["dense"],
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
 
 
 class _Attention(torch.autograd.Function):
@@ -117,7 +156,8 @@ class _Attention(torch.autograd.Function):
                 )
                 _join(_at(o, span.answers), _at(s, span.answers), theirs, their_lse)
         ctx.save_for_backward(query, key, value, prompt_key, prompt_value, out, lse)
-        ctx.layout, ctx.scale = layout, scale
+        # Not the layout: its kept keys hold this graph, and the two would hold each other until they are collected.
+        ctx.spans, ctx.scale = layout.spans, scale
         return out
 
     @staticmethod
@@ -156,7 +196,7 @@ class _Attention(torch.autograd.Function):
             _at(to_keys, theirs).add_(_summed(found[1], to_keys))
             _at(to_values, theirs).add_(_summed(found[2], to_values))
 
-        for span in ctx.layout.spans:
+        for span in ctx.spans:
             for part in span.segments:
                 back(part, part, k, v, dk, dv, True)
             if span.answers.size and span.prompt.size:
@@ -185,55 +225,3 @@ def _join(out: torch.Tensor, lse: torch.Tensor, more: torch.Tensor, more_lse: to
     both = torch.logaddexp(lse, more_lse)
     out.mul_((lse - both).exp_().unsqueeze(-1)).add_(more * (more_lse - both).exp_().unsqueeze(-1))
     lse.copy_(both)
-
-
-# ---- on a GPU -------------------------------------------------------------------------------------------------------
-
-
-def _on_gpu(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    prompts: tuple[torch.Tensor, torch.Tensor] | None,
-    layout: Layout,
-    scale: float,
-) -> torch.Tensor:
-    """FlexAttention under the row's block mask. Not run on a GPU yet."""
-    if prompts is not None:
-        key, value = torch.cat([prompts[0], key], dim=2), torch.cat([prompts[1], value], dim=2)
-    if "flex" not in layout.masks:
-        layout.masks["flex"] = flex_mask(layout, query.shape[2], key.shape[2], query.device)
-    return _compiled()(
-        query, key, value, block_mask=layout.masks["flex"], scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-    )
-
-
-@cache
-def _compiled() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=True)
-
-
-def flex_mask(layout: Layout, num_queries: int, num_keys: int, device: torch.device) -> Any:
-    """The block mask of a row whose keys come after those of the row that holds its prompts, if that is another."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    before = num_keys - num_queries
-    family_K = torch.full((num_keys,), -1)
-    segment_K = torch.full((num_keys,), -1)  # 0: a prompt
-    for number, span in enumerate(layout.spans):
-        family_K[span.prompt.start : span.prompt.stop] = number
-        segment_K[span.prompt.start : span.prompt.stop] = 0
-        for place, part in enumerate(span.segments, start=1):
-            if before or part != span.prompt:
-                family_K[before + part.start : before + part.stop] = number
-                segment_K[before + part.start : before + part.stop] = place
-    family_K, segment_K = family_K.to(device), segment_K.to(device)
-
-    def sees(_batch: Any, _head: Any, q: Any, k: Any) -> Any:
-        mine = q + before
-        of_family = family_K[mine] == family_K[k]
-        return of_family & ((segment_K[k] == 0) | (segment_K[k] == segment_K[mine])) & (k <= mine)
-
-    return create_block_mask(sees, None, None, num_queries, num_keys, device=device)

@@ -5,13 +5,14 @@ Sharing is exact where a token depends on those before it through plain attentio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from stages.update import deepspeed_engine
 from stages.update.attention import NotExact
-from stages.update.rows import AnswerRow
+from stages.update.rows import AnswerRow, longest_sequence
 from stages.update.scoring import Scoring
 
 _FLOAT32_GAP = 1e-4  # nats an answer; layouts of equal weights differ by up to 4e-5
@@ -22,6 +23,25 @@ _PROBE = [
     ([3, 5, 4, 6, 3, 7], [[5, 3, 6, 4], [6, 7, 3], [3]]),
     ([4], [[7, 4, 4], [4, 5, 6, 3, 3]]),
 ]
+
+
+class Sharing:
+    """Whether prompts are shared under the model of an engine; the small batch is run once, when it is first asked."""
+
+    def __init__(self, engine: Any, device: torch.device, *, dtype: str) -> None:
+        self._engine, self._device, self._dtype = engine, device, dtype
+        self._is_tried, self._disproof = False, ""
+
+    def why_apart(self, answers: Sequence[AnswerRow]) -> str | None:
+        """Why some answers cannot share prompts; None: they can. All ranks call it together, for equal answers."""
+        model = deepspeed_engine.model_of(self._engine)
+        reason = why_apart(model, longest_sequence(answers))
+        if reason is not None:
+            return f"{type(model).__name__}: {reason}"
+        if not self._is_tried:
+            self._disproof = disproof(self._engine, self._device, dtype=self._dtype) or ""
+            self._is_tried = True
+        return f"{type(model).__name__}: {self._disproof}" if self._disproof else None
 
 
 def why_apart(model: Any, longest: int) -> str | None:

@@ -70,6 +70,30 @@ class Layout:
     keeps: bool = False
     masks: dict[str, Any] = field(default_factory=dict)
 
+    def labels(self, num_queries: int, num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each key the family, and the segment in it, 0 for a prompt; -1 where no query sees it.
+
+        The last keys are the row's own. Those before them, if any, are of the row that holds the prompts.
+        """
+        before = num_keys - num_queries
+        family_K, segment_K = torch.full((num_keys,), -1), torch.full((num_keys,), -1)
+        for number, span in enumerate(self.spans):
+            family_K[span.prompt.start : span.prompt.stop] = number
+            segment_K[span.prompt.start : span.prompt.stop] = 0
+            for place, part in enumerate(span.segments, start=1):
+                if before or part != span.prompt:
+                    family_K[before + part.start : before + part.stop] = number
+                    segment_K[before + part.start : before + part.stop] = place
+        return family_K, segment_K
+
+    def visible(self, num_queries: int, num_keys: int) -> torch.Tensor:
+        """Whether a query sees a key, [queries, keys]."""
+        family_K, segment_K = self.labels(num_queries, num_keys)
+        mine = torch.arange(num_keys - num_queries, num_keys)
+        of_family = family_K[mine, None] == family_K
+        of_segment = (segment_K == 0) | (segment_K[mine, None] == segment_K)
+        return of_family & of_segment & (torch.arange(num_keys) <= mine[:, None])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedRow:

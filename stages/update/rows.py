@@ -178,6 +178,11 @@ def answers_of(rows: Iterable[Row]) -> list[AnswerRow]:
     return [found[key] for key in sorted(found)]
 
 
+def streams_of(rows: Iterable[Row]) -> list[AnswerRow]:
+    """The answers drawn from the reference, a pair each where it has one."""
+    return [row.stream for row in rows if isinstance(row, PairRow) and row.stream is not None]
+
+
 def longest_sequence(answers: Iterable[AnswerRow]) -> int:
     """Tokens of the longest prompt with its answer."""
     return max((len(answer.prompt_token_ids) + len(answer.token_ids) for answer in answers), default=0)

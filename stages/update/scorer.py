@@ -39,5 +39,7 @@ class Scorer(torch.nn.Module):
         logps_A = token_logps(
             self.model.get_output_embeddings(), states_TH.index_select(0, row.states_A), row.targets_A
         )
-        logps_N = torch.zeros(row.num_answers + 1, device=logps_A.device).index_add(0, row.answers_A, logps_A)
+        # One after the other, hundreds of float32 numbers would add up with more rounding than a sum over a row has.
+        sums_N = torch.zeros(row.num_answers + 1, dtype=torch.float64, device=logps_A.device)
+        logps_N = sums_N.index_add(0, row.answers_A, logps_A.double()).float()
         return logps_N, states_TH.detach().index_select(0, row.prompt_ends_F)

@@ -12,12 +12,13 @@ import torch.distributed as dist
 
 from stages.errors import StageError
 from stages.update import deepspeed_engine
-from stages.update.batching import Load, deal
+from stages.update.batching import deal
 from stages.update.config import UpdateConfig
 from stages.update.forward import Forward
+from stages.update.loads import row_load
 from stages.update.metrics import StepMetrics
 from stages.update.objectives.base import Loss
-from stages.update.rows import PairRow, Row
+from stages.update.rows import Row
 from stages.update.schedule import learning_rate_at
 from stages.update.skipping import Skipping
 from stages.update.value_head import ValueHead
@@ -117,25 +118,6 @@ class Stepper:
 
 def _shortest(batch: Sequence[Row]) -> Row:
     return min(batch, key=lambda row: len(row.prompt_token_ids) + sum(len(answer.token_ids) for answer in row.answers))
-
-
-def row_load(row: Row, *, shares: bool, pushed_share: float | None) -> Load:
-    """What a row brings along, where answers share their prompt's forward or not.
-
-    Args:
-        pushed_share: the share of rejected answers expected to get a gradient, where the others' backward is left out.
-    """
-    lengths = [len(answer.token_ids) for answer in row.answers]
-    if isinstance(row, PairRow) and row.stream is not None:
-        lengths.append(len(row.stream.token_ids))
-    num_prompt = len(row.prompt_token_ids)
-    if not shares:
-        num_tokens = sum(lengths) + num_prompt * len(lengths)
-        return Load(id(row), 0, num_tokens, 3.0 * num_tokens)
-    cost = 3.0 * sum(lengths)
-    if pushed_share is not None:
-        cost -= (2 - 3 * pushed_share) * lengths[1]
-    return Load(tuple(row.prompt_token_ids), num_prompt, sum(lengths), cost)
 
 
 def refuse_nonfinite(values: torch.Tensor, what: str, *, step: int, config: UpdateConfig) -> None:

@@ -20,14 +20,16 @@ from safetensors.torch import load_file, save_file
 
 from stages.protocols import Weights
 from stages.update import deepspeed_engine
-from stages.update.batching import Load, deal, global_batches
+from stages.update.allocation import give_back_freed_memory, keep_freed_memory
+from stages.update.batching import deal, global_batches
 from stages.update.config import FLOAT32_GATE_FLOOR, UpdateConfig
-from stages.update.exactness import disproof, why_apart
+from stages.update.exactness import Sharing
 from stages.update.forward import Forward, refuse_without_auxiliary
+from stages.update.loads import answer_load
 from stages.update.metrics import UpdateSummary
 from stages.update.model import copy_tokenizer, load_policy, read_weights, save_policy
 from stages.update.objectives.base import Loss
-from stages.update.rows import AnswerRow, Row, answers_of, longest_sequence, rows_a_forward
+from stages.update.rows import AnswerRow, Row, answers_of, rows_a_forward, streams_of
 from stages.update.scoring import Scoring
 from stages.update.skipping import Skipping
 from stages.update.step import Stepper, refuse_nonfinite
@@ -58,13 +60,14 @@ class Trainer:
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         if not on_gpu:
             torch.set_num_threads(num_threads)
+            keep_freed_memory()
         self._engine: Any = None
         self._held: str | None = None  # the identity of the weights in the engine; None once a step has changed them
         self._origin: Path | None = None  # the folder that they came from, with the tokenizer
         self._moments: str | None = _NEW  # what names the moments in the engine's optimizer; None: steps were made
         self._num_steps = 0
         self._value_head: ValueHead | None = None
-        self._disproof: str | None = None  # of sharing prompts under the model held; empty: it is proved; None: untried
+        self._sharing: Sharing
         self._told: str | None = None  # the last reason against sharing prompts
 
     # ---- weights ----------------------------------------------------------------------------------------------------
@@ -87,6 +90,7 @@ class Trainer:
             self._stop()
             model = load_policy(weights.path, dtype=self.dtype).to(self.device)
             self._engine = deepspeed_engine.start_engine(model, self.config, dtype=self.dtype, device=self.device)
+            self._sharing = Sharing(self._engine, self.device, dtype=self.dtype)
             if weights.master is not None:
                 deepspeed_engine.set_float32_state(self._engine, read_weights(weights.master))
             self._held, self._moments = weights.identity, _NEW
@@ -100,13 +104,14 @@ class Trainer:
         self._stop()
         self._held, self._origin, self._num_steps, self._value_head = None, None, 0, None
         gc.collect()  # a stopped engine is held by cycles
+        give_back_freed_memory()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _stop(self) -> None:
         if self._engine is not None:
             deepspeed_engine.stop_engine(self._engine)
-            self._engine, self._disproof = None, None
+            self._engine = None
 
     def save(self, folder: Path, *, round: int) -> Weights:
         """Write policy and tokenizer to ``folder/policy``, and a float32 master to ``folder/master`` if one is needed.
@@ -191,14 +196,9 @@ class Trainer:
 
     def _scoring(self, answers: Sequence[AnswerRow], *, wants_states: bool = False) -> Scoring:
         """Forwards for some answers: prompts are shared where that is exact, and the reason is told where it is not."""
-        model = deepspeed_engine.model_of(self._engine)
-        reason = why_apart(model, longest_sequence(answers))
-        if reason is None:
-            if self._disproof is None:
-                self._disproof = disproof(self._engine, self.device, dtype=self.dtype) or ""
-            reason = self._disproof or None
+        reason = self._sharing.why_apart(answers)
         if reason is not None and reason != self._told and self.rank == 0:
-            _log.info("%s: every answer is computed with a prompt of its own: %s", type(model).__name__, reason)
+            _log.info("every answer is computed with a prompt of its own (%s)", reason)
         self._told = reason
         return Scoring(self._engine, self.device, shares=reason is None, wants_states=wants_states)
 
@@ -272,7 +272,7 @@ class Trainer:
         gate_floor = self._gate_floor(rows) if any(loss.gated for loss in config.losses()) else None
         losses = config.losses(gate_floor=gate_floor)
         self._value_head = self._start_value_head(losses, value_head)
-        scoring = self._scoring(answers_of(rows), wants_states=self._value_head is not None)
+        scoring = self._scoring([*answers_of(rows), *streams_of(rows)], wants_states=self._value_head is not None)
         gated = any(loss.gated for loss in losses)
         return Stepper(
             config=config,
@@ -308,14 +308,6 @@ class Trainer:
         floor = [self.measured_gate_floor(answers_of(rows[:_GATE_SAMPLE]))]
         dist.broadcast_object_list(floor, src=0)
         return floor[0]
-
-
-def answer_load(answer: AnswerRow, *, shares: bool) -> Load:
-    """What an answer to be scored brings along, where answers share their prompt's forward or not."""
-    num_prompt, num_answer = len(answer.prompt_token_ids), len(answer.token_ids)
-    if shares:
-        return Load(tuple(answer.prompt_token_ids), num_prompt, num_answer, 3.0 * num_answer)
-    return Load(answer.response_id, 0, num_prompt + num_answer, 3.0 * (num_prompt + num_answer))
 
 
 def _starts_at_ln2(losses: Sequence[Loss]) -> bool:

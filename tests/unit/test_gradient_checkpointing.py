@@ -41,7 +41,8 @@ def updated_with(folder: Path, kinds: list[tuple[str, int]]):
     found = []
     for dtype, stage in kinds:
         for checkpointing in (False, True):
-            config = UpdateConfig(**BASE | {"zero_stage": stage, "gradient_checkpointing": checkpointing})
+            options = {"zero_stage": stage, "gradient_checkpointing": checkpointing, "skip_inactive": False}
+            config = UpdateConfig(**BASE | options)
             trainer = Trainer(config, dtype=dtype, pad_token=None, num_threads=1)
             trainer.load(Weights.found(folder, round=0))
             rows = some_rows(5)
