@@ -26,7 +26,7 @@ from stages.update.worker import Trainer
 
 
 def ours(job: Job, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Figures of the steps that count."""
+    """Figures of the steps that count; on rank 0, which alone is told of them."""
     trainer = Trainer(_config(job), dtype="float32", pad_token=None, num_threads=job.threads)
     trainer.load(Weights.found(Path(job.policy), round=0))
     num_warm_up = job.num_warm_up(len(pairs))
@@ -47,6 +47,8 @@ def ours(job: Job, pairs: Sequence[Pair]) -> dict[str, Any]:
     references = own if job.share is None else _apart(own, job.share)
     own_reference = 0 if job.share is None else None
     trainer.update(rows, [references], own_reference=own_reference, seed=1, on_step=stepped)
+    if trainer.rank != 0:
+        return {}
     timed = steps[num_warm_up:]
     return clock.told() | {
         "reference_s": round(reference_s, 3),

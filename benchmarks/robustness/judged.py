@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from benchmarks.robustness.task import Recipe
+from benchmarks.robustness.recipes import Recipe
 from pipeline.prompts import Form, prompt_rows
 from stages.contracts import PROMPTS
 from stages.errors import StageError

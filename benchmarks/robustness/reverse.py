@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from benchmarks.robustness.grid import Kind
 from benchmarks.robustness.judged import Judged, by_prompt, enough, pair_row, prompts_of
-from benchmarks.robustness.task import Recipe, Task
+from benchmarks.robustness.recipes import REVERSE
+from benchmarks.robustness.task import Task
 from pipeline.embedded import make
 from stages.protocols import Weights
 from stages.score.config import ModelReward
@@ -20,19 +21,6 @@ from stages.score.reward_model import RewardModel
 from stages.tokenizers import load_tokenizer
 from stages.update.rows import AnswerRow, PairRow
 
-RECIPE = Recipe(
-    version=1,
-    learning_rate=3e-4,
-    batch=32,
-    epochs=2,
-    num_pairs=512,
-    num_prompts=640,
-    num_generations=16,
-    max_new_tokens=8,
-    num_held_out=512,
-    num_truths=512,
-    min_margin=0.5,
-)
 UNLIKE_AT_LEAST = 2  # tokens of five digits
 
 
@@ -40,14 +28,14 @@ def reverse_task(num_threads: int) -> Task:
     policy, judge = make("reverse"), make("reverse-judge")
     tokenizer = load_tokenizer(policy, pad_token=None, key="policy.path")
     prompts, held_out = (prompts_of(make(f"reverse-{name}"), tokenizer) for name in ("prompts", "heldout"))
-    held_out = held_out.slice(0, RECIPE.num_held_out)
+    held_out = held_out.slice(0, REVERSE.num_held_out)
     truths = [
         AnswerRow(
             row["prompt_id"],
             row["prompt_token_ids"],
             [*tokenizer(row["answer"], add_special_tokens=False).input_ids, tokenizer.eos_token_id],
         )
-        for row in held_out.slice(0, RECIPE.num_truths).to_pylist()
+        for row in held_out.slice(0, REVERSE.num_truths).to_pylist()
     ]
     reward = RewardModel(
         ModelReward(type="model", path=str(judge)),
@@ -58,7 +46,7 @@ def reverse_task(num_threads: int) -> Task:
         use_gpu=False,
     )
     return Task(
-        RECIPE,
+        REVERSE,
         Weights.found(policy, round=0),
         prompts=prompts,
         held_out=held_out,
@@ -69,7 +57,7 @@ def reverse_task(num_threads: int) -> Task:
 
 
 def _table(task: Task, kind: Kind, seed: int) -> list[PairRow]:
-    drawn = random.Random(seed).sample(range(task.prompts.num_rows), RECIPE.num_prompts)
+    drawn = random.Random(seed).sample(range(task.prompts.num_rows), REVERSE.num_prompts)
     prompts = task.prompts.take(drawn)
     candidates, scored = task.scored(prompts, task.start, round=1, seed=seed)
     tokens = dict(zip(*(prompts[name].to_pylist() for name in ("prompt_id", "prompt_token_ids")), strict=True))
@@ -77,7 +65,7 @@ def _table(task: Task, kind: Kind, seed: int) -> list[PairRow]:
     for prompt_id, answers in by_prompt(candidates, scored):
         if (found := chosen_and_rejected(answers)) is not None:
             pairs.append(pair_row(tokens[prompt_id], found["chosen"], found[kind]))
-    return enough(pairs, RECIPE)
+    return enough(pairs, REVERSE)
 
 
 def chosen_and_rejected(answers: Sequence[Judged]) -> dict[str, Judged] | None:
@@ -85,7 +73,7 @@ def chosen_and_rejected(answers: Sequence[Judged]) -> dict[str, Judged] | None:
     if not answers:
         return None
     best = max(answers, key=lambda a: (a.reward, a.response_id))
-    worse = [a for a in answers if best.reward - a.reward >= RECIPE.min_margin and a.distance(best)]
+    worse = [a for a in answers if best.reward - a.reward >= REVERSE.min_margin and a.distance(best)]
     if not worse:
         return None
     order = sorted(worse, key=lambda a: (a.distance(best), a.reward, a.response_id))

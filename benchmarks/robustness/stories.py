@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from benchmarks.robustness.grid import Kind
 from benchmarks.robustness.judged import by_prompt, enough, pair_row, prompts_of
-from benchmarks.robustness.task import Recipe, Task
+from benchmarks.robustness.recipes import STORIES
+from benchmarks.robustness.task import Task
 from stages.contracts import PROMPTS
 from stages.protocols import SampleRequest, Weights
 from stages.sample.config import SampleConfig
@@ -24,19 +25,6 @@ from stages.seeds import hashed_seed
 from stages.tokenizers import load_tokenizer
 from stages.update.rows import AnswerRow, PairRow
 
-RECIPE = Recipe(
-    version=1,
-    learning_rate=5e-4,
-    batch=16,
-    epochs=2,
-    num_pairs=96,
-    num_prompts=256,
-    num_generations=6,
-    max_new_tokens=48,
-    num_held_out=128,
-    num_truths=48,
-    min_margin=1.0,
-)
 STEM = 32  # tokens that the answers of an alike pair have in common
 TRUTH = 256  # tokens of a real story that are looked at
 
@@ -46,13 +34,13 @@ def stories_task(data: Path) -> Task:
     policy = data / "stories260k"
     tokenizer = load_tokenizer(policy, pad_token=None, key="policy.path")
     found = prompts_of(data / "tinystories" / "prompts.jsonl", tokenizer)
-    lines = (data / "tinystories" / "stories.jsonl").read_text(encoding="utf-8").splitlines()[-RECIPE.num_truths :]
+    lines = (data / "tinystories" / "stories.jsonl").read_text(encoding="utf-8").splitlines()[-STORIES.num_truths :]
     stories = [tokenizer(json.loads(line)["text"]).input_ids[:TRUTH] for line in lines]
     return Task(
-        RECIPE,
+        STORIES,
         Weights.found(policy, round=0),
-        prompts=found.slice(RECIPE.num_held_out),
-        held_out=found.slice(0, RECIPE.num_held_out),
+        prompts=found.slice(STORIES.num_held_out),
+        held_out=found.slice(0, STORIES.num_held_out),
         rewards=[FunctionScorer("happy_words", "main", 1.0, "configs.stories_rewards:happy_words")],
         truths=[AnswerRow(f"{number}", tokens[:1], tokens[1:]) for number, tokens in enumerate(stories)],
         drawn=_table,
@@ -60,21 +48,21 @@ def stories_task(data: Path) -> Task:
 
 
 def _table(task: Task, kind: Kind, seed: int) -> list[PairRow]:
-    drawn = random.Random(seed).sample(range(task.prompts.num_rows), RECIPE.num_prompts)
+    drawn = random.Random(seed).sample(range(task.prompts.num_rows), STORIES.num_prompts)
     prompts = task.prompts.take(drawn)
     stems = _stems(task, prompts, seed) if kind == "alike" else {}
     asked = dict(zip(*(prompts[name].to_pylist() for name in ("prompt_id", "prompt_token_ids")), strict=True))
     continued = _with_stems(prompts, stems) if kind == "alike" else prompts
-    length = RECIPE.max_new_tokens - (STEM if kind == "alike" else 0)
+    length = STORIES.max_new_tokens - (STEM if kind == "alike" else 0)
     candidates, scored = task.scored(continued, task.start, round=1, seed=seed, max_new_tokens=length)
     pairs = []
     for prompt_id, answers in by_prompt(candidates, scored, truncated=True):
         ranked = sorted(answers, key=lambda a: (a.reward, a.response_id))
-        if ranked and ranked[-1].reward - ranked[0].reward >= RECIPE.min_margin:
+        if ranked and ranked[-1].reward - ranked[0].reward >= STORIES.min_margin:
             stem = stems.get(prompt_id, [])
             chosen, rejected = (replace(a, token_ids=stem + a.token_ids) for a in (ranked[-1], ranked[0]))
             pairs.append(pair_row(asked[prompt_id], chosen, rejected))
-    return enough(pairs, RECIPE)
+    return enough(pairs, STORIES)
 
 
 def _stems(task: Task, prompts: pa.Table, seed: int) -> dict[str, list[int]]:

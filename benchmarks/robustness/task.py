@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any
 
 import pyarrow as pa
 
 from benchmarks.robustness.grid import Kind
+from benchmarks.robustness.recipes import Recipe
 from benchmarks.robustness.sampler import PlainSampler
 from stages.protocols import Reward, Weights
 from stages.sample.config import SampleConfig
@@ -19,35 +18,6 @@ from stages.update.rows import AnswerRow, PairRow
 from stages.vocab import EVALUATION_STREAM, POLICY_STREAM
 
 Drawn = Callable[["Task", Kind, int], list[PairRow]]
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """A task's numbers.
-
-    Attributes:
-        version: of the code that a result depends on; counted up when a change makes other results.
-        learning_rate: that of rate 1x.
-        num_pairs: of a table.
-        num_prompts, num_generations: drawn for a table, and for a round on policy.
-        num_held_out: prompts that policies are measured on.
-        num_truths: known good texts whose likelihood is watched.
-    """
-
-    version: int
-    learning_rate: float
-    batch: int
-    epochs: int
-    num_pairs: int
-    num_prompts: int
-    num_generations: int
-    max_new_tokens: int
-    num_held_out: int
-    num_truths: int
-    min_margin: float
-
-    def told(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Task:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.robustness.grid import Cell
+from benchmarks.robustness.recipes import NUM_ROUNDS, ROUND_PROMPTS
 from benchmarks.robustness.store import Figures
 from benchmarks.robustness.task import Task
 from stages.errors import StageError
@@ -17,9 +18,6 @@ from stages.score.pairing.stage import pair
 from stages.update.config import UpdateConfig
 from stages.update.rows import PairRow, answers_of, pair_rows
 from stages.update.worker import Trainer
-
-NUM_ROUNDS = 3
-ROUND_PROMPTS = 512
 
 
 class Training:
