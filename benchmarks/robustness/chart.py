@@ -11,7 +11,8 @@ LEFT, TOP, RIGHT, BOTTOM = 42, 30, 12, 34
 LEGEND = 26
 COLOURS = ("#c2410c", "#6d6d6d", "#1d4ed8")
 DASHES = ("6 3", "2 3", "none")
-STYLE = "text{font:11px sans-serif;fill:#333}.title{font-weight:600}.grid{stroke:#ddd}.start{stroke:#333;stroke-dasharray:1 3}"
+STYLE = """text { font: 11px sans-serif; fill: #333 } .title { font-weight: 600 }
+.grid { stroke: #ddd } .start { stroke: #333; stroke-dasharray: 1 3 }"""
 
 
 @dataclass(frozen=True, slots=True)

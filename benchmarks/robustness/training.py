@@ -27,13 +27,13 @@ class Training:
         self._trainer = Trainer(UpdateConfig(zero_stage=0), dtype="float32", pad_token=None, num_threads=num_threads)
 
     def on_table(self, task: Task, cell: Cell) -> Figures:
-        """One update on a fixed table; ``{"diverged": True}`` where it ended in numbers that are not finite."""
+        """One update on a fixed table; ``diverged`` where it ended in numbers that are not finite."""
         pairs = task.table(cell.point.kind, cell.seed)
         with TemporaryDirectory() as folder:
             try:
                 weights, more = self._update(task, cell, task.start, pairs, Path(folder), round=1)
-            except StageError:
-                return {"diverged": True}
+            except StageError as error:
+                return _diverged(error)
             return task.figures(weights, pairs) | more
 
     def on_policy(self, task: Task, cell: Cell) -> Figures:
@@ -46,8 +46,8 @@ class Training:
                 if pairs:  # a policy that always gives one answer leaves none, and stays
                     try:
                         weights, more = self._update(task, cell, weights, pairs, Path(folder) / f"{round}", round=round)
-                    except StageError:
-                        return {"diverged": True}
+                    except StageError as error:
+                        return _diverged(error)
                 rounds.append(task.figures(weights) | more | {"num_pairs": len(pairs)})
         return rounds[-1] | {"rounds": rounds}
 
@@ -84,3 +84,7 @@ class Training:
         weights = self._trainer.save(folder, round=round)
         told = {"loss": summary.last["loss"], "rejected_active": summary.last.get("rejected_active")}
         return weights, told | {"num_steps": summary.num_steps}
+
+
+def _diverged(error: StageError) -> Figures:
+    return {"diverged": True, "error": str(error)}
