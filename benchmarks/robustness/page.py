@@ -69,9 +69,9 @@ def _verdict(study: Study) -> Iterator[str]:
     yield (
         "By rules fixed beforehand (`benchmarks/robustness/verdict.py`): at a point MinorDPO is *better* if its worst\n"
         "seed is above the other method's best one, *worse* the other way round, else *even*. In a region the claim\n"
-        "*holds* if MinorDPO is better at half of the points or more and worse at none; it *does not hold* if it is\n"
-        "better at no point, or worse at as many as better; else the result is *mixed*. A method *breaks* at a point\n"
-        "if its mean is below the start policy's figure."
+        "*holds* if MinorDPO is better at half of the points or more and worse at none; there is *no difference* if\n"
+        "all points are even; it *does not hold* if MinorDPO is worse at as many points as better, or more; else the\n"
+        "result is *mixed*. A method *breaks* at a point if its mean is below the start policy's figure."
     )
     asked: list[tuple[Stage, str, str, Any]] = [
         ("grid", "exact", "On fixed tables, by accuracy", REGIONS),

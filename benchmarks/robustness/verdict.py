@@ -7,8 +7,8 @@ answers are nearly alike.
   round; else *even*: the seeds' spread covers the difference.
 - A method *breaks* at a point if the mean over its seeds is below the start policy's figure.
 - In a region, the claim *holds* against another method if MinorDPO is better at half of the points or more, and worse
-  at none; it *does not hold* if MinorDPO is better at no point, or is worse at as many points as it is better; else the
-  result is *mixed*.
+  at none. There is *no difference* if all points are even. The claim *does not hold* if MinorDPO is worse at as many
+  points as it is better, or at more; else the result is *mixed*.
 - An update that ended in numbers that are not finite is below every figure.
 """
 
@@ -75,10 +75,12 @@ class Finding:
         return self.better + self.even + self.worse
 
     @property
-    def verdict(self) -> Literal["holds", "mixed", "does not hold"]:
+    def verdict(self) -> Literal["holds", "no difference", "does not hold", "mixed"]:
         if 2 * self.better >= self.num_points and self.worse == 0:
             return "holds"
-        return "does not hold" if self.better == 0 or self.worse >= self.better else "mixed"
+        if self.even == self.num_points:
+            return "no difference"
+        return "does not hold" if self.worse >= self.better else "mixed"
 
 
 def findings(

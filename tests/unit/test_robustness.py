@@ -70,8 +70,8 @@ def test_a_claim_holds_mixes_or_does_not():
     found = {(f.region.split(" ")[0], f.rival): f for f in findings(results(at_high_rates), "exact", 0.5)}
     assert found["high", "dpo"].verdict == "holds"
     assert found["high", "dpo"].broken == {"dpo": 12, "dpop": 0, "minor_dpo": 0}
-    assert found["high", "dpop"].verdict == "does not hold"
-    assert found["none", "dpo"].verdict == "does not hold"
+    assert found["high", "dpop"].verdict == "no difference"
+    assert found["none", "dpo"].verdict == "no difference"
     assert found["all", "dpo"].verdict == "holds" and found["all", "dpo"].better == 12
 
     def sometimes_worse(method, point, seed):
@@ -79,6 +79,12 @@ def test_a_claim_holds_mixes_or_does_not():
 
     (whole,) = [f for f in findings(results(sometimes_worse), "exact", 0.5) if f.region[:3] + f.rival == "alldpo"]
     assert (whole.better, whole.worse, whole.verdict) == (18, 6, "mixed")
+
+    def often_worse(method, point, seed):
+        return 0.5 if method != "minor_dpo" else 0.4 if point.rate > 1 else 0.6
+
+    (whole,) = [f for f in findings(results(often_worse), "exact", 0.5) if f.region[:3] + f.rival == "alldpo"]
+    assert (whole.better, whole.worse, whole.verdict) == (6, 18, "does not hold")
 
 
 def test_an_update_that_diverged_is_below_every_figure():
