@@ -172,11 +172,13 @@ class Bench:
 
     def _against_trl(self, job: Job, pairs: Sequence[Pair], goal: float, *, steps: int) -> Report:
         """Both sides of a job; `steps` are those in which every pair is seen once."""
-        sides = {"ours": self.side("ours", job), "trl": self.side("trl", job)}
+        theirs = replace(job, micro_batch=self.asked.trl_micro_batch or job.micro_batch)
+        sides = {"ours": self.side("ours", job), "trl": self.side("trl", theirs)}
         seconds = {name: found["all_s"] if job.share is None else found["step_s"] for name, found in sides.items()}
         ratio = seconds["trl"] / seconds["ours"]
         above = {name: self._above_state(found) for name, found in sides.items()}
         ours = sides["ours"]
+        counts = len(pairs[0].prompt) == LENGTHS[0].prompt  # the goal is one of long prompts
         flops = useful_flops(pairs, Sizes(), active_share=ours["active_share"])
         used = flops / seconds["ours"] / 1e9 / ours["matmul_gflops"]
         return {
@@ -195,8 +197,8 @@ class Bench:
             "useful_flops": {
                 "gflop": round(flops / 1e9, 1),
                 "share_of_matmul_peak": round(used, 3),
-                "goal": f"above {FLOPS_GOAL} at 512/128",
-                "met": used > FLOPS_GOAL,
+                "goal": f"above {FLOPS_GOAL}" if counts else None,
+                "met": used > FLOPS_GOAL if counts else None,
             },
         }
 
@@ -222,6 +224,7 @@ def conditions(asked: argparse.Namespace, bench: Bench) -> Report:
         "parameters": bench.parameters(Sizes()),
         "dtype": "float32",
         "zero_stage": asked.zero_stage,
+        "trl_micro_batch": asked.trl_micro_batch,
         "warm_up": asked.warm_up,
         "steps": asked.steps,
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "deepspeed", "trl")},
@@ -243,6 +246,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=2, help="steps before those that count")
     parser.add_argument("--steps", type=int, default=5, help="steps whose median is told")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side")
+    parser.add_argument("--trl-micro-batch", type=int, help="pairs a forward of TRL's; left out: all of a step")
     parser.add_argument("--zero-stage", type=int, choices=range(4), default=0, help="of ours; TRL's side has no ZeRO")
     asked = parser.parse_args()
     with TemporaryDirectory() as folder:
