@@ -73,6 +73,8 @@ def _verdict(study: Study) -> Iterator[str]:
         "all points are even; it *does not hold* if MinorDPO is worse at as many points as better, or more; else the\n"
         "result is *mixed*. A method *breaks* at a point if its mean is below the start policy's figure."
     )
+    if told := _reservations(study):
+        yield told
     asked: list[tuple[Stage, str, str, Any]] = [
         ("grid", "exact", "On fixed tables, by accuracy", REGIONS),
         ("rounds", "exact", f"On policy, by the accuracy after {NUM_ROUNDS} rounds", EVERYWHERE),
@@ -87,6 +89,16 @@ def _verdict(study: Study) -> Iterator[str]:
             yield _findings(found)
         else:
             yield f"**{title}**: no complete comparison yet."
+
+
+def _reservations(study: Study) -> str:
+    """What a reader must know before the verdict counts; empty where nothing is missing."""
+    parts = []
+    if len(study.seeds) < 3:
+        parts.append(f"with {len(study.seeds)} of 3 seeds, a spread says little or nothing")
+    if any(len(study.results(stage)) < len(study.cells(stage)) for stage in STAGES) or not study.cells("rounds"):
+        parts.append("cells are missing (below, under Conditions), and the comparisons are of what is there")
+    return f"**Not the whole study**: {'; '.join(parts)}." if parts else ""
 
 
 def _findings(found: Sequence[Finding]) -> str:
@@ -255,7 +267,7 @@ _MEASURES = {
     "ratio_chosen": "log-ratio chosen",
     "ratio_rejected": "log-ratio rejected",
     "kl": "KL",
-    "rejected_active": "rejected above reference",
+    "rejected_active": "rejected above reference, last step",
 }
 
 
