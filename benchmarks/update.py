@@ -203,8 +203,8 @@ class Bench:
         }
 
     def _above_state(self, found: Report) -> float:
-        """Peak MiB above what was held once the weights were there, less the two moments made in the first step."""
-        return float(found["peak_mib"]) - float(found["loaded_mib"]) - 2 * 4 * self.parameters(Sizes()) / MIB
+        """Peak MiB above what was held before the weights were, less weights and both moments in float32."""
+        return float(found["peak_mib"]) - float(found["empty_mib"]) - 3 * 4 * self.parameters(Sizes()) / MIB
 
 
 def _pairs(lengths: Lengths) -> list[Pair]:

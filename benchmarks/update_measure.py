@@ -62,7 +62,9 @@ class Job:
 
 
 class Clock:
-    """Ends of optimizer steps, and the peak of memory after the warm-up.
+    """Ends of optimizer steps, and the peak of memory after the warm-up; made before the weights are loaded.
+
+    Memory is compared with what was held then, since weights that were loaded are in memory only once they are read.
 
     Args:
         warm_up: steps that do not count.
@@ -70,7 +72,7 @@ class Clock:
 
     def __init__(self, warm_up: int) -> None:
         self._warm_up, self._ends = warm_up, [time.perf_counter()]
-        self.loaded_mib = rss_mib()
+        self.empty_mib = rss_mib()
 
     def step(self) -> None:
         """Called at the end of each."""
@@ -92,7 +94,7 @@ class Clock:
             "step_s": round(statistics.median(seconds), 4),
             "steps_s": [round(found, 4) for found in seconds],
             "all_s": round(sum(seconds), 4),
-            "loaded_mib": round(self.loaded_mib, 1),
+            "empty_mib": round(self.empty_mib, 1),
             "peak_mib": round(peak_mib(), 1),
         }
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import deepspeed  # noqa: F401  (before memory is measured)
 import torch
 
 from benchmarks.group import process_group
@@ -27,10 +28,10 @@ from stages.update.worker import Trainer
 
 def ours(job: Job, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Figures of the steps that count; on rank 0, which alone is told of them."""
-    trainer = Trainer(_config(job), dtype="float32", pad_token=None, num_threads=job.threads)
-    trainer.load(Weights.found(Path(job.policy), round=0))
     num_warm_up = job.num_warm_up(len(pairs))
     clock, steps = Clock(num_warm_up), []
+    trainer = Trainer(_config(job), dtype="float32", pad_token=None, num_threads=job.threads)
+    trainer.load(Weights.found(Path(job.policy), round=0))
     rows = [
         PairRow(f"{place:04d}", f"c{place}", f"r{place}", pair.prompt, pair.chosen, pair.rejected)
         for place, pair in enumerate(pairs)

@@ -59,11 +59,11 @@ class Watched(DPOTrainer):
 def trl(job: Job, pairs: Sequence[Pair], folder: str) -> dict[str, Any]:
     """Figures of the steps that count."""
     torch.set_num_threads(job.threads)
+    num_warm_up, num_forwards = job.num_warm_up(len(pairs)), -(-job.batch // job.micro_batch)
+    clock = Clock(num_warm_up)
     model = AutoModelForCausalLM.from_pretrained(job.policy, dtype=torch.float32)
     if torch.cuda.is_available():
         model = model.cuda()
-    num_warm_up, num_forwards = job.num_warm_up(len(pairs)), -(-job.batch // job.micro_batch)
-    clock = Clock(num_warm_up)
     trainer = Watched(
         model,
         args=_config(job, num_forwards, folder),
