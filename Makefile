@@ -5,6 +5,8 @@
 # make check      format, lint, types, import rules
 # make bench-round    what a round costs, side by side; a JSON line a case
 # make bench-pairing  how fast answers become pairs, likewise
+# make bench-update   an optimizer step against TRL's, likewise
+# make reproduce      DPO, DPOP and MinorDPO where they may break: docs/robustness.md anew
 # make format     format, and mend what the linter can
 # make install    install what is missing
 # make clean-env  remove the environment
@@ -23,7 +25,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: help run test test-slow test-all check bench-round bench-pairing format install clean-env
+.PHONY: help run test test-slow test-all check bench-round bench-pairing bench-update reproduce format install clean-env
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -51,6 +53,12 @@ bench-round: $(READY)
 
 bench-pairing: $(READY)
 	@PYTHONPATH=. $(BIN)/python benchmarks/pairing.py $(ARGS)
+
+bench-update: $(READY)
+	@PYTHONPATH=. $(BIN)/python benchmarks/update.py $(ARGS)
+
+reproduce: $(READY)
+	@PYTHONPATH=. $(BIN)/python -m benchmarks.robustness $(ARGS)
 
 format: $(READY)
 	@$(BIN)/ruff format .
