@@ -1,13 +1,13 @@
 """What a round costs, each case side by side on this machine, one JSON line a case.
 
-    python benchmarks/round.py                       every case but staleness, some six minutes on two free cores
-    python benchmarks/round.py --case staleness      six runs of the quickstart
+    python benchmarks/round.py                       every case but staleness, some eight minutes on two free cores
+    python benchmarks/round.py --case staleness      six runs of five rounds, some ten minutes
 
 Cases: `first_token`: from a round's last optimizer step to the first answers sampled with the new weights. `idle`: the
 share of a round in which no stage works, drawn as a time line on standard error. `chained`: a round against the same
 stages as separate programs. `sampling`: the sampling stage against bare vLLM. `staleness`: `max_staleness: 1` against
-0. All have the quickstart's models and settings. The first round of a run is left out of `idle` and `chained`: it
-starts the training group, once a run.
+0. All have the quickstart's models and settings. The first round of a run is left out of `idle` and `chained`: what is
+imported and loaded once a run falls into it.
 """
 
 from __future__ import annotations

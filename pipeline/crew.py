@@ -171,6 +171,11 @@ class Crew:
 
         return self._same_or_new("trainer", key, start)  # type: ignore[no-any-return]
 
+    def start_trainers(self, config: Config) -> None:
+        """Have the training group come up while others work, where it has devices of its own."""
+        if not self._colocated:
+            self.trainers(config)
+
     @cached_property
     def tasks(self) -> Tasks:
         """Stateless workers."""

@@ -89,7 +89,9 @@ class Run:
         return self.lineage.rounds[-1].result if self.lineage.rounds else self.shop.sources.policy
 
     def evaluate_first(self) -> None:
-        """The first policy's figures, before the first round."""
+        """The first policy's figures, before the first round; the training group comes up meanwhile."""
+        if (number := len(self.lineage.rounds) + 1) <= self.num_rounds:
+            self.shop.crew.start_trainers(self.config.for_round(number))
         first = self.shop.sources.policy
         before = Round(self.shop, 0, Policies(first, first), evaluation=self.evaluation, label="before")
         before.evaluate(first)
