@@ -164,7 +164,7 @@ def update(work: Work) -> None:
         auxiliary_weights={},
         stream=None,
         value_head=None,
-        optimizer=None,
+        moments=None,
         probe=ProbeFolder(work.out / "probe"),
         **common,
     )(trainer, _unreported)

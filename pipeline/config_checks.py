@@ -157,6 +157,13 @@ def _check_references(config: Config) -> None:
             got=", ".join(config.references) or "none",
             fix="for example reference: [initial, path/to/another]" if several else "for example round_start",
         )
+    if config.update.keep_optimizer and config.start == "initial":
+        raise ConfigError(
+            "update.keep_optimizer",
+            wanted="false with start: initial, since the moments belong to another policy",
+            got="true",
+            fix="--set update.keep_optimizer=false, or --set start=previous",
+        )
     if config.momentum and config.start == "initial":
         raise ConfigError(
             "momentum",

@@ -10,7 +10,11 @@ from pipeline.artifacts import MANIFEST
 from pipeline.files import read_json, sync, write_json
 from pipeline.fingerprints import refuse_other_fingerprint
 from stages.errors import ContractError
+from stages.protocols import Moments
 from stages.weights import file_sha256
+
+OPTIMIZER = "optimizer"
+"""The folder of a round that holds AdamW's moments, beside the policy that was made with them."""
 
 
 def close_model(folder: Path, fingerprint: Mapping[str, Any], *, sha256: str, **figures: Any) -> None:
@@ -40,6 +44,15 @@ def found_model(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] 
     manifest = read_json(folder / MANIFEST)
     refuse_other_fingerprint(folder, manifest["fingerprint"], fingerprint)
     return manifest
+
+
+def found_moments(round_folder: Path) -> Moments | None:
+    """AdamW's moments of the update that made a round's policy, where they were kept; those of another one are none."""
+    policy, optimizer = (round_folder / name / MANIFEST for name in ("policy", OPTIMIZER))
+    if not (policy.exists() and optimizer.exists()):
+        return None
+    made, kept = read_json(policy), read_json(optimizer)
+    return Moments(optimizer.parent, kept["sha256"]) if made["fingerprint"] == kept["fingerprint"] else None
 
 
 def refuse_changed_model(folder: Path) -> None:

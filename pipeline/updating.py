@@ -10,13 +10,13 @@ from pipeline import figures
 from pipeline.artifacts import StageFolder
 from pipeline.console import Stopwatch, duration
 from pipeline.jobs import training
-from pipeline.model_folders import found_model
+from pipeline.model_folders import found_model, found_moments
 from pipeline.round_context import RoundContext
 from pipeline.stage import by_group
 from pipeline.tensorboard import step_curves
 from stages.contracts import CANDIDATES, PAIRS
 from stages.errors import StageError
-from stages.protocols import Weights
+from stages.protocols import Moments, Weights
 from stages.weights import weights_sha256
 
 ENGINE_GAP_LIMIT = 0.1  # nats a token; float32 differs by 1e-7, bfloat16 by some 1e-2
@@ -135,7 +135,7 @@ class Updater:
                 auxiliary_weights=self._auxiliary_weights,
                 stream=self._at.stream if "stream" in config.update.needs else None,
                 value_head=self._value_head if "value" in config.update.needs else None,
-                optimizer=self._optimizer,
+                moments=self._moments,
                 probe=shop.sync.probe,
             )
             with shop.console.bar("update", total=None) as bar:
@@ -160,7 +160,7 @@ class Updater:
         if "value" in needs:
             found["value_head"] = weights_sha256(self._value_head) if self._value_head is not None else "new"
         if self._at.config.update.keep_optimizer:
-            found["optimizer"] = weights_sha256(self._optimizer) if self._optimizer is not None else "new"
+            found["optimizer"] = self._moments.sha256 if self._moments is not None else "new"
         return found | ({"objectives": dict(self._at.sources.objectives)} if self._at.sources.objectives else {})
 
     @property
@@ -172,10 +172,10 @@ class Updater:
         }
 
     @property
-    def _optimizer(self) -> Path | None:
+    def _moments(self) -> Moments | None:
         """AdamW's moments after the round before, where they are to be kept and were."""
-        folder = self._at.shop.folder / f"round-{self._at.number - 1:04d}" / "optimizer"
-        return folder if self._at.config.update.keep_optimizer and folder.exists() else None
+        before = self._at.shop.folder / f"round-{self._at.number - 1:04d}"
+        return found_moments(before) if self._at.config.update.keep_optimizer else None
 
     @property
     def _value_head(self) -> Path | None:

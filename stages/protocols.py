@@ -52,6 +52,14 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Moments:
+    """AdamW's moments after an update, in a folder of safetensors with this hash (`stages.weights.weights_sha256`)."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One sampled answer; `logps` has one entry a token, in nats, at temperature 1."""
 

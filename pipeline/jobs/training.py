@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from pipeline.artifacts import StageFolder
 from pipeline.jobs.probes import ProbeFolder
-from pipeline.model_folders import close_model, found_model
+from pipeline.model_folders import OPTIMIZER, close_model, found_model
 from pipeline.tensorboard import StepCurves
 from stages.contracts import GROUPS
-from stages.protocols import Weights
+from stages.protocols import Moments, Weights
 from stages.seeds import hashed_seed
 from stages.update.config import UpdateConfig
 from stages.update.rows import (
@@ -126,7 +126,7 @@ class UpdatePolicy:
         auxiliary_weights: of the auxiliary rewards, by name.
         stream: answers drawn from the reference, where the objectives take some.
         value_head: to go on with; None for a new one, or where none is needed.
-        optimizer: AdamW's moments to go on with; None for new ones.
+        moments: AdamW's, to go on with; None for new ones.
         probe: gets what the trainer says of its answers before and after.
     """
 
@@ -142,13 +142,13 @@ class UpdatePolicy:
     auxiliary_weights: Mapping[str, float]
     stream: StageFolder | None
     value_head: Path | None
-    optimizer: Path | None
+    moments: Moments | None
     probe: ProbeFolder
 
     def __call__(self, trainer: Any, report: Callable[[Any], None]) -> float | None:
         """When the last optimizer step ended, in seconds since 1970; None where the policy is there already."""
         policy = self.folder / "policy"
-        if found_model(policy, self.fingerprint) is not None:
+        if trainer.everyone(found_model(policy, self.fingerprint) is not None):
             return None
         trainer.configure(self.config)
         trainer.load(self.start)
@@ -170,12 +170,15 @@ class UpdatePolicy:
                 seed=hashed_seed("update", self.seed, self.round),
                 on_step=on_step,
                 value_head=self.value_head,
-                optimizer=self.optimizer,
+                moments=self.moments,
             )
             stepped = time.time()
         result = trainer.save(self.folder, round=self.round)
         self.probe.score(trainer, probed, result)
+        kept = trainer.save_moments(self.folder / OPTIMIZER) if self.config.keep_optimizer else None
         if trainer.rank == 0:
+            if kept is not None:
+                close_model(kept.path, self.fingerprint, sha256=kept.sha256)
             close_model(
                 policy,
                 self.fingerprint,

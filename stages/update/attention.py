@@ -54,6 +54,8 @@ def packed_attention(
     _refuse(attention_mask, dropout, more)
     if layout.keeps:
         assert layout.prompts is not None
+        if module in layout.prompts:
+            raise NotExact("it goes through a layer more than once")
         layout.prompts[module] = key, value
     prompts = None if layout.keeps or layout.prompts is None else layout.prompts[module]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -67,13 +69,17 @@ def packed_attention(
     return _Attention.apply(query, key, value, prompt_key, prompt_value, layout, scale).transpose(1, 2), None
 
 
+_HARMLESS = {"is_causal", "sliding_window", "position_ids", "cache_position", "use_cache", "output_attentions"}
+"""Of what attention functions are handed: what the row says itself, or `stages.update.exactness` looks at."""
+
+
 def _refuse(mask: torch.Tensor | None, dropout: float, more: dict[str, Any]) -> None:
     if mask is not None:
         raise NotExact("it makes an attention mask of its own")
     if dropout:
         raise NotExact("its attention drops out at random")
-    for name in ("softcap", "s_aux", "position_bias", "head_mask"):
-        if more.get(name) is not None:
+    for name, value in more.items():
+        if value is not None and name not in _HARMLESS:
             raise NotExact(f"its attention has a term of its own ({name})")
     if more.get("is_causal") is False:
         raise NotExact("its attention is not causal")

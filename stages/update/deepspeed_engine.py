@@ -7,7 +7,7 @@ a smaller last batch needs no padding steps. Clipping is always written out: Dee
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from stages.update.config import UpdateConfig
@@ -39,6 +39,7 @@ def start_engine(model: Any, config: UpdateConfig, *, dtype: str, device: torch.
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
+    import torch
 
     from stages.update.scorer import Scorer
 
@@ -67,6 +68,8 @@ def start_engine(model: Any, config: UpdateConfig, *, dtype: str, device: torch.
             "steps_per_print": 2**31,
         },
     )
+    if not with_zero and torch.distributed.get_world_size() == 1:
+        engine.enable_backward_allreduce = False  # it would copy all gradients, for nobody
     return engine
 
 
@@ -103,12 +106,16 @@ def _adam_options(config: UpdateConfig) -> dict[str, Any]:
 
 def model_of(engine: Any) -> Any:
     """The model that an engine was started around."""
-    scorer = engine.module if _masters(engine) is None else engine.module.scorer
-    return scorer.model
+    return _scorer(engine).model
+
+
+def _scorer(engine: Any) -> Any:
+    return engine.module if _masters(engine) is None else engine.module.scorer
 
 
 def stop_engine(engine: Any) -> None:
     """Let go of an engine's hooks and buffers."""
+    _scorer(engine).release()
     engine.destroy()
 
 
@@ -131,25 +138,23 @@ def reset_moments(engine: Any, *, num_steps: int = 0) -> None:
         wrapped._lazy_init_hp_params_optimizer_state()
 
 
-def moments(engine: Any) -> dict[str, torch.Tensor]:
-    """AdamW's moments in float32 on the CPU, ``NAME.exp_avg`` and ``NAME.exp_avg_sq``, and the ``num_steps`` counted.
+def moments(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """AdamW's moments in float32, ``NAME.exp_avg`` and ``NAME.exp_avg_sq``, and the ``num_steps`` counted.
 
-    A call that all ranks make together, after a step.
+    All ranks go through them together. Of a parameter that never had a gradient they are 0.
     """
     import torch
     from deepspeed.utils import safe_get_full_optimizer_state
 
     wrapped = engine.optimizer
     optimizer, masters = getattr(wrapped, "optimizer", wrapped), _masters(engine) or {}
-    num_steps = next(iter(optimizer.state.values()))["step"]
-    found = {"num_steps": torch.tensor(int(num_steps))}
+    yield "num_steps", torch.tensor(max((int(state["step"]) for state in optimizer.state.values() if state), default=0))
     for name, parameter in _trained_by_name(engine):
         for moment in MOMENTS:
             value = safe_get_full_optimizer_state(parameter, moment)
             if value is None:
-                value = optimizer.state[masters.get(name, parameter)][moment]
-            found[f"{name}.{moment}"] = value.detach().cpu().clone()
-    return found
+                value = optimizer.state.get(masters.get(name, parameter), {}).get(moment)
+            yield f"{name}.{moment}", torch.zeros_like(parameter, dtype=torch.float32) if value is None else value
 
 
 def set_moments(engine: Any, state: Mapping[str, torch.Tensor]) -> None:

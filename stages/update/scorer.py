@@ -22,6 +22,11 @@ class Scorer(torch.nn.Module):
         attention.register()
         self.model = model
         self._own_attention = model.config._attn_implementation
+        assert self._own_attention != attention.NAME, "the model was in another scorer: let go of it with `release`"
+
+    def release(self) -> None:
+        """Give the model its own attention back."""
+        self.model.config._attn_implementation = self._own_attention
 
     def forward(self, row: PackedRow | None = None, **inputs: Any) -> Any:
         """For a row: summed log-probs of the answers in it, float32, and the hidden states at the prompts' ends.
@@ -30,7 +35,7 @@ class Scorer(torch.nn.Module):
         those that the output embedding takes, detached.
         """
         if row is None:
-            self.model.config._attn_implementation = self._own_attention
+            self.release()
             return self.model(**inputs)
         self.model.config._attn_implementation = attention.NAME
         states_TH = self.model.base_model(

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from stages.protocols import Weights
+from stages.protocols import Moments, Weights
 from stages.update import deepspeed_engine
 from stages.update.allocation import give_back_freed_memory, keep_freed_memory
 from stages.update.batching import deal, global_batches
@@ -34,7 +34,7 @@ from stages.update.scoring import Scoring
 from stages.update.skipping import Skipping
 from stages.update.step import Stepper, refuse_nonfinite
 from stages.update.value_head import ValueHead, hidden_width
-from stages.weights import weights_sha256
+from stages.weights import refuse_changed_weights, weights_sha256
 
 _log = logging.getLogger(__name__)
 LN2 = math.log(2)
@@ -116,8 +116,7 @@ class Trainer:
     def save(self, folder: Path, *, round: int) -> Weights:
         """Write policy and tokenizer to ``folder/policy``, and a float32 master to ``folder/master`` if one is needed.
 
-        A value head that the update trained goes to ``folder/value_head``, AdamW's moments, if they are kept, to
-        ``folder/optimizer``. Rank 0 writes; weights are gathered on all.
+        A value head that the update trained goes to ``folder/value_head``. Rank 0 writes; weights are gathered on all.
 
         Returns:
             What was written, on every rank; `round` is the round that made it.
@@ -126,8 +125,7 @@ class Trainer:
         state = deepspeed_engine.float32_state(self._engine)
         for tensor in state.values():
             refuse_nonfinite(tensor, "policy", step=self._num_steps - 1, config=self.config)
-        kept = deepspeed_engine.moments(self._engine) if self.config.keep_optimizer else None
-        written: list[Any] = [None, None]
+        written: list[Any] = [None]
         if self.rank == 0:
             targets = {"policy": self.dtype} | ({} if self.dtype == "float32" else {"master": "float32"})
             for name, dtype in targets.items():
@@ -137,25 +135,40 @@ class Trainer:
             if self._value_head is not None:
                 self._value_head.save(folder / "value_head")
             master = folder / "master" if "master" in targets else None
-            written = [Weights.found(folder / "policy", round=round, master=master), None]
-            if kept is not None:
-                (folder / "optimizer").mkdir(exist_ok=True)
-                save_file(kept, folder / "optimizer" / _MOMENTS_FILE)
-                written[1] = weights_sha256(folder / "optimizer")
+            written = [Weights.found(folder / "policy", round=round, master=master)]
         dist.broadcast_object_list(written, src=0)
         result: Weights = written[0]
-        self._held, self._moments = result.identity, written[1]
+        self._held = result.identity
         return result
 
-    def _take_moments(self, optimizer: Path | None) -> None:
-        """Have AdamW go on with saved moments, or anew."""
-        wanted = _NEW if optimizer is None else weights_sha256(optimizer)
-        if self._moments == wanted:
+    def save_moments(self, folder: Path) -> Moments:
+        """Write AdamW's moments in float32. Rank 0 writes; they are gathered on all, one at a time."""
+        kept, written = {}, [""]
+        for name, value in deepspeed_engine.moments(self._engine):
+            if self.rank == 0:
+                kept[name] = value.detach().cpu().clone()
+        if self.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(kept, folder / _MOMENTS_FILE)
+            written = [weights_sha256(folder)]
+        dist.broadcast_object_list(written, src=0)
+        self._moments = written[0]
+        return Moments(folder, written[0])
+
+    def _take_moments(self, moments: Moments | None) -> None:
+        """Have AdamW go on with saved moments, or anew; those that it holds already are not read again.
+
+        Raises:
+            StageError: if the folder no longer holds them.
+        """
+        if self._moments == (_NEW if moments is None else moments.sha256):
             return
-        if optimizer is None:
+        if moments is None:
             deepspeed_engine.reset_moments(self._engine)
-        else:
-            deepspeed_engine.set_moments(self._engine, load_file(optimizer / _MOMENTS_FILE))
+            return
+        if self.rank == 0:
+            refuse_changed_weights(moments.path, moments.sha256)
+        deepspeed_engine.set_moments(self._engine, load_file(moments.path / _MOMENTS_FILE))
 
     # ---- log-probs --------------------------------------------------------------------------------------------------
 
@@ -224,7 +237,7 @@ class Trainer:
         seed: int,
         on_step: Callable[[dict[str, float]], None] | None = None,
         value_head: Path | None = None,
-        optimizer: Path | None = None,
+        moments: Moments | None = None,
     ) -> UpdateSummary:
         """Every epoch over `rows` under the configured objectives.
 
@@ -235,9 +248,9 @@ class Trainer:
             seed: of the shuffle.
             on_step: called on rank 0 after every optimizer step with the step's metrics.
             value_head: a saved one to go on from, where the objectives need one; None: a new one.
-            optimizer: saved moments of AdamW to go on with; None: new ones.
+            moments: saved ones of AdamW to go on with; None: new ones.
         """
-        self._take_moments(optimizer)
+        self._take_moments(moments)
         batches = [
             [rows[i] for i in batch]
             for batch in global_batches(

@@ -82,3 +82,16 @@ def test_a_head_that_is_more_than_a_linear_map_is_told():
     model = small_llama()
     model.set_output_embeddings(torch.nn.Sequential(model.get_output_embeddings()))
     assert "Sequential" in (why_apart(model, 10) or "")
+
+
+def test_a_layer_gone_through_twice_is_found_out():
+    model = small_llama()
+    model.model.layers[1] = model.model.layers[0]
+    assert "more than once" in (disproof(TorchEngine(model), CPU, dtype="float32") or "")
+
+
+def test_a_term_of_attention_that_is_not_known_is_found_out():
+    model = small_llama()
+    attend = model.model.layers[0].self_attn.forward
+    model.model.layers[0].self_attn.forward = lambda *args, **more: attend(*args, **more, indices=torch.ones(1))
+    assert "indices" in (disproof(TorchEngine(model), CPU, dtype="float32") or "")

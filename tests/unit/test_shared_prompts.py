@@ -159,6 +159,8 @@ def test_one_mask_and_the_block_mask_for_gpus_say_what_segments_say(engine):
     for row, (query, key, value) in ((held, before), (more, heads_of(more, 2, generator))):
         with attending("by segments"):
             expected, _ = packed_attention(module, query, key, value, None, layout=row.layout)
+        if row is held:
+            row.layout.prompts.clear()  # a layer is gone through once
         with attending("under a mask"):
             masked, _ = packed_attention(module, query, key, value, None, layout=row.layout)
         assert (masked - expected).abs().max() < 1e-5

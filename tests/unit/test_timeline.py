@@ -44,7 +44,7 @@ def update() -> UpdatePolicy:
         auxiliary_weights={},
         stream=None,
         value_head=None,
-        optimizer=None,
+        moments=None,
         probe=ProbeFolder(Path("run/probe")),
     )
 
