@@ -14,6 +14,18 @@ from stages.update.objectives.registry import find_loss
 FLOAT32_GATE_FLOOR = 1e-3  # nats a sequence; layouts of equal float32 weights differ by up to 4e-5
 
 
+class LoraConfig(Settings):
+    """Adapters of low rank in the place of all weights; without dropout, as every update here."""
+
+    r: int = Field(16, ge=1, description="rank of the adapters")
+    alpha: float = Field(32.0, gt=0, description="their product counts alpha / r times")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear",
+        min_length=1,
+        description="which linear maps get one: all but the output embedding, or a list of names such as q_proj",
+    )
+
+
 class UpdateConfig(Settings):
     """How pairs become a better policy."""
 
@@ -40,6 +52,10 @@ class UpdateConfig(Settings):
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     keep_optimizer: bool = Field(
         False, description="go on with AdamW's moments of the round before, where it kept them too; false: new ones"
+    )
+    lora: LoraConfig | None = Field(
+        None,
+        description="train adapters, new ones each round, and publish the policy with them merged; null: all weights",
     )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     global_batch_size: int = Field(64, ge=1, description="pairs behind one optimizer step over all workers")
@@ -89,6 +105,13 @@ class UpdateConfig(Settings):
                 wanted="objectives that take the same number of references",
                 got=", ".join(names),
                 fix="put the one of a single reference under the other: loss_params.base",
+            )
+        if self.lora is not None and self.keep_optimizer:
+            raise ConfigError(
+                "keep_optimizer",
+                wanted="false with lora, since each round trains new adapters",
+                got="true",
+                fix="--set update.keep_optimizer=false, or --set update.lora=null",
             )
         if self.beta is not None and all(loss.beta is None for loss in losses):
             wanted = f"null, since {', '.join(names)} has no beta"

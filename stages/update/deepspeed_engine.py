@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, as torch names them."""
 
-_SETTINGS = ("zero_stage", "gradient_checkpointing", "max_grad_norm", "weight_decay", "adam_beta1", "adam_beta2")
+_SETTINGS = (
+    "zero_stage",
+    "gradient_checkpointing",
+    "max_grad_norm",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "lora",
+)
 
 
 def engine_settings(config: UpdateConfig) -> list[Any]:
@@ -183,21 +191,30 @@ def float32_state(engine: Any) -> dict[str, torch.Tensor]:
 
     Under bfloat16 these are the optimizer's float32 masters, not the rounded weights.
     """
+    model = model_of(engine)
+    kept = persistent_buffers(model)
+    buffers = {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name in kept}
+    return _float32_of(engine, dict(model.named_parameters())) | buffers
+
+
+def trained_state(engine: Any) -> dict[str, torch.Tensor]:
+    """As `float32_state`, of the parameters that are trained."""
+    return _float32_of(engine, dict(_trained_by_name(engine)))
+
+
+def _float32_of(engine: Any, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
     state: dict[str, torch.Tensor] = {}
-    model, masters = model_of(engine), _masters(engine) or {}
-    kept = persistent_buffers(model)
-    for name, parameter in model.named_parameters():
-        master = safe_get_full_fp32_param(parameter) if engine.bfloat16_enabled() else masters.get(name)
+    masters = _masters(engine) or {}
+    for name, parameter in parameters.items():
+        with_master = engine.bfloat16_enabled() and parameter.requires_grad
+        master = safe_get_full_fp32_param(parameter) if with_master else masters.get(name)
         if master is None:
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
                 master = parameter.detach().clone()
         state[name] = master.detach().float().cpu().clone()
-    for name, buffer in model.named_buffers():
-        if name in kept:
-            state[name] = buffer.detach().cpu().clone()
     return state
 
 
