@@ -11,6 +11,8 @@ from stages.settings import Settings, where
 from stages.update.objectives.base import Loss, Need
 from stages.update.objectives.registry import find_loss
 
+CHUNK_BYTES = 32 * 2**20  # of logits that are computed at a time
+KEPT_BYTES = 128 * 2**20  # of float32 probabilities that one forward keeps for its backward pass
 FLOAT32_GATE_FLOOR = 1e-3  # nats a sequence; layouts of equal float32 weights differ by up to 4e-5
 
 
@@ -71,6 +73,11 @@ class UpdateConfig(Settings):
     zero_stage: Literal[0, 1, 2, 3] = where(
         2, description="DeepSpeed ZeRO stage: workers share out nothing, optimizer state, gradients too, weights too"
     )
+    offload_optimizer: bool = where(
+        False,
+        description="keep AdamW's moments and the float32 masters in the machine's memory, and step there: room on a "
+        "GPU; builds DeepSpeed's CPU Adam on first use, a minute or two",
+    )
     gradient_checkpointing: bool = where(
         False, description="compute activations again in the backward pass: less memory, about a third more time"
     )
@@ -105,6 +112,13 @@ class UpdateConfig(Settings):
                 wanted="objectives that take the same number of references",
                 got=", ".join(names),
                 fix="put the one of a single reference under the other: loss_params.base",
+            )
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ConfigError(
+                "offload_optimizer",
+                wanted="false with zero_stage 0, under which no rank parts weights and optimizer",
+                got="true",
+                fix="--set update.zero_stage=2, or --set update.offload_optimizer=false",
             )
         if self.lora is not None and self.keep_optimizer:
             raise ConfigError(

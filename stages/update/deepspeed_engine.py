@@ -65,7 +65,7 @@ def start_engine(model: Any, config: UpdateConfig, *, dtype: str, device: torch.
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": False,
             "gradient_clipping": config.max_grad_norm if with_zero else 0.0,  # there the optimizer clips
-            "zero_optimization": {"stage": config.zero_stage},
+            "zero_optimization": {"stage": config.zero_stage} | _offload(config, device),
             "bf16": {"enabled": with_zero and dtype == "bfloat16"},
             # Told nothing, DeepSpeed adds up micro-batches and ranks in bfloat16, and the result depends on their
             # number: two ranks were 1% of an update's length away from one.
@@ -82,7 +82,18 @@ def _with_zero(scorer: Any, config: UpdateConfig) -> tuple[Any, Any]:
     """Module and optimizer for stages 1 to 3, which make their own masters."""
     import torch
 
-    return scorer, torch.optim.AdamW(_trained(scorer), **_adam_options(config))
+    options = _adam_options(config)
+    if config.offload_optimizer:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return scorer, DeepSpeedCPUAdam(_trained(scorer), adamw_mode=True, **options)
+    return scorer, torch.optim.AdamW(_trained(scorer), fused=True, **options)
+
+
+def _offload(config: UpdateConfig, device: torch.device) -> dict[str, Any]:
+    if not config.offload_optimizer:
+        return {}
+    return {"offload_optimizer": {"device": "cpu", "pin_memory": device.type == "cuda"}}
 
 
 def _without_zero(scorer: Any, config: UpdateConfig, *, dtype: str) -> tuple[Any, Any]:
@@ -90,7 +101,7 @@ def _without_zero(scorer: Any, config: UpdateConfig, *, dtype: str) -> tuple[Any
     from stages.update.unsharded import ClippingAdamW, Masters
 
     module = Masters(scorer) if dtype == "bfloat16" else scorer
-    optimizer = ClippingAdamW(_trained(module), max_norm=config.max_grad_norm, **_adam_options(config))
+    optimizer = ClippingAdamW(_trained(module), max_norm=config.max_grad_norm, fused=True, **_adam_options(config))
     if isinstance(module, Masters):
         optimizer.register_step_post_hook(lambda *_: module.round())
     return module, optimizer
@@ -105,7 +116,6 @@ def _adam_options(config: UpdateConfig) -> dict[str, Any]:
         "lr": config.learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
         "weight_decay": config.weight_decay,
-        "fused": True,
     }
 
 
@@ -134,7 +144,8 @@ def reset_moments(engine: Any, *, num_steps: int = 0) -> None:
         state = optimizer.state[part]
         for name in MOMENTS:
             state[name] = state[name].zero_() if name in state else torch.zeros_like(part, requires_grad=False)
-        state["step"] = torch.tensor(float(num_steps), device=part.device)
+        counts = isinstance(optimizer, torch.optim.AdamW)  # DeepSpeed's CPU Adam takes a plain number
+        state["step"] = torch.tensor(float(num_steps), device=part.device) if counts else num_steps
     if hasattr(wrapped, "_lazy_init_hp_params_optimizer_state"):
         wrapped._lazy_init_hp_params_optimizer_state()
 
