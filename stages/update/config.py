@@ -76,7 +76,8 @@ class UpdateConfig(Settings):
     offload_optimizer: bool = where(
         False,
         description="keep AdamW's moments and the float32 masters in the machine's memory, and step there: room on a "
-        "GPU; builds DeepSpeed's CPU Adam on first use, a minute or two",
+        "GPU; builds DeepSpeed's CPU Adam on first use, a minute or two. In bfloat16 forwards of a step then add up in "
+        "bfloat16",
     )
     gradient_checkpointing: bool = where(
         False, description="compute activations again in the backward pass: less memory, about a third more time"

@@ -22,11 +22,12 @@ _NAME = "default"  # peft's, of a model's only adapter
 _A, _B = f".lora_A.{_NAME}.weight", f".lora_B.{_NAME}.weight"
 
 
-def add_adapters(model: Any, config: LoraConfig, *, identity: str) -> None:
+def add_adapters(model: Any, config: LoraConfig, *, round: int) -> None:
     """Put new adapters into a model, in place, and freeze all else.
 
     Args:
-        identity: of the model's weights, by which A is drawn: equal on every rank, another in every round.
+        round: that made the model's weights, by which A is drawn: equal on every rank, and however the rounds before
+            were cut into forwards, since weights that differ in their last bits get the same A.
 
     Raises:
         ConfigError: if there is no such linear map in the model, or the output embedding is among them.
@@ -40,7 +41,7 @@ def add_adapters(model: Any, config: LoraConfig, *, identity: str) -> None:
     known = ", ".join(sorted({name.rpartition(".")[2] for name in _linear_maps(model)}))
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hashed_seed("adapter", identity))
+            torch.manual_seed(hashed_seed("adapter", round))
             inject_adapter_in_model(options, model)
     except ValueError as error:
         raise ConfigError(

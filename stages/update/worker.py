@@ -91,7 +91,7 @@ class Trainer:
             self._stop()
             model = load_policy(weights.path, dtype=self.dtype)
             if self.config.lora is not None:
-                add_adapters(model, self.config.lora, identity=weights.identity)
+                add_adapters(model, self.config.lora, round=weights.round)
             model = model.to(self.device)
             self._engine = deepspeed_engine.start_engine(model, self.config, dtype=self.dtype, device=self.device)
             self._sharing = Sharing(self._engine, self.device, dtype=self.dtype)

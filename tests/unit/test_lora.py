@@ -61,7 +61,7 @@ def test_the_merged_model_answers_as_the_one_with_adapters_and_peft_agrees(folde
 
     model, tokens = load_policy(folders[kind], dtype="float32"), torch.tensor([[3, 5, 7, 4]])
     before = model(tokens).logits
-    add_adapters(model, LORA, identity="one")
+    add_adapters(model, LORA, round=0)
     assert torch.equal(model(tokens).logits, before), "a new adapter changes nothing"
     assert trained(model) and all(".lora_" in name for name in trained(model))
     with torch.no_grad():
@@ -81,12 +81,12 @@ def test_the_merged_model_answers_as_the_one_with_adapters_and_peft_agrees(folde
         assert torch.allclose(ours, other, rtol=0, atol=1e-6), name
 
 
-def test_adapters_are_drawn_from_the_weights_identity_alone(folders):
+def test_adapters_are_drawn_from_the_round_alone(folders):
     drawn = []
-    for identity in ("one", "one", "two"):
+    for number in (1, 1, 2):
         torch.rand(3)
         model = load_policy(folders["tied"], dtype="float32")
-        add_adapters(model, LORA, identity=identity)
+        add_adapters(model, LORA, round=number)
         drawn.append(torch.cat([p.flatten() for p in trained(model).values()]))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
@@ -96,14 +96,14 @@ def test_adapters_are_drawn_from_the_weights_identity_alone(folders):
 def test_targets_that_are_no_linear_maps_of_the_layers_are_refused_with_those_there_are(folders, targets):
     model = load_policy(folders["untied"], dtype="float32")
     with pytest.raises(ConfigError) as refused:
-        add_adapters(model, LoraConfig(target_modules=targets), identity="one")
+        add_adapters(model, LoraConfig(target_modules=targets), round=0)
     assert refused.value.where == "update.lora.target_modules"
     assert "q_proj" in refused.value.fix and "lm_head" not in refused.value.fix
 
 
 def test_named_targets_are_the_only_ones(folders):
     model = load_policy(folders["tied"], dtype="float32")
-    add_adapters(model, LoraConfig(target_modules=("q_proj", "v_proj")), identity="one")
+    add_adapters(model, LoraConfig(target_modules=("q_proj", "v_proj")), round=0)
     assert {name.split(".")[-4] for name in trained(model)} == {"q_proj", "v_proj"}
 
 
@@ -158,7 +158,7 @@ class PlainLora(PlainUpdate):
 
     def __init__(self, folder: Path, config: UpdateConfig, rows, references, *, own: int | None, seed: int) -> None:
         super().__init__(folder, config, rows, references, own=own, seed=seed)
-        add_adapters(self.model, config.lora, identity=Weights.found(folder, round=0).identity)
+        add_adapters(self.model, config.lora, round=0)
         self.optimizer = torch.optim.AdamW(trained(self.model).values(), lr=1.0, weight_decay=config.weight_decay)
 
 
@@ -178,7 +178,7 @@ def test_every_engine_moves_the_adapters_alone_and_publishes_their_sum(
 ):
     kinds = KINDS if not more else [("float32", 2), ("float32", 3)]
     (first, *others) = on_ranks(world, of_kinds, policy_folder, tmp_path, kinds, more)
-    assert all([r["result"].identity for n, r in other[0].items() if n != "fresh"] for other in others)
+    assert all(rank[i]["fresh"] == found["fresh"] for rank in others for i, found in enumerate(first))
     for (dtype, stage), found in zip(kinds, first, strict=True):
         home = tmp_path / f"{dtype}-{stage}"
         begin = read_weights(policy_folder)

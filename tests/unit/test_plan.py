@@ -183,7 +183,7 @@ def test_adapters_are_counted_as_peft_makes_them(tmp_path):
     model = tiny_llama()
     model.save_pretrained(tmp_path)
     update = UpdateConfig(lora={"r": 4})
-    add_adapters(model, update.lora, identity="one")
+    add_adapters(model, update.lora, round=0)
     counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert memory.trained_parameters(read_facts(tmp_path), update) == counted
 
