@@ -65,7 +65,7 @@ def workers_of(config: Config, survey: Survey, hardware: Hardware, *, whole: Con
         lengths = lengths_of(config, survey)
         on_cpu = not layout.trainer.gpus
         trainer = memory.trainer(facts, config.update, dtype=dtype, lengths=lengths, on_cpu=on_cpu)
-        beside = None if on_cpu else memory.host_of_trainer(facts)
+        beside = None if on_cpu else memory.host_of_trainer(facts, config.update)
     models = [reward for reward in config.rewards if isinstance(reward, ModelReward)]
     known = [(reward, found) for reward in models if (found := survey.rewards[reward.path].facts) is not None]
     if len(known) == len(models):
@@ -231,6 +231,8 @@ def _advice(config: Config, needs: Sequence[Need]) -> str:
             advice.append("--set update.zero_stage=3")
         if largest.total > largest.least and update.micro_batch_size > 1:
             advice.append(f"a smaller update.micro_batch_size than {update.micro_batch_size}")
+        if update.lora is None:
+            advice.append("--set update.lora.r=16")
         advice.append("more update.workers on devices of their own")
     elif largest.who == "sampler":
         advice.append("a smaller sample.gpu_memory_utilization where GPUs are shared, or fewer sample.engines")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pipeline.plan.model_facts import ModelFacts, bytes_of
 from stages.sample.config import SampleConfig
 from stages.score.config import ModelReward
-from stages.update.config import UpdateConfig
+from stages.update.config import CHUNK_BYTES, KEPT_BYTES, UpdateConfig
 
 GIB = 1 << 30
 _MASTER_AND_MOMENTS = 12  # bytes a parameter: float32 weights, and AdamW's two moments
@@ -21,6 +21,7 @@ _SUM = 4  # bytes a parameter: gradients add up in float32
 _BUCKET = 500_000_000  # parameters in a bucket of DeepSpeed's, whose size this project leaves as it is
 _GATHERED = 1_000_000_000  # parameters that ZeRO 3 holds whole at once, at most
 _PROCESS_BYTES = GIB  # libraries, and on a GPU the context
+_CHUNKS = 4  # of logits at a time: those of one chunk, their log-probs, and what the backward makes of them
 _ENGINE_BYTES = 2 * GIB  # an engine's graphs and activations
 
 
@@ -134,6 +135,7 @@ def engine_on_cpu(facts: ModelFacts, sample: SampleConfig, *, dtype: str) -> Nee
 def trainer(facts: ModelFacts, update: UpdateConfig, *, dtype: str, lengths: Lengths, on_cpu: bool) -> Need:
     """One rank of the training group, at the peak of a step; or while it loads or saves, if that takes more."""
     num, each, ranks, stage = facts.num_parameters, bytes_of(dtype), update.workers, update.zero_stage
+    num_trained = trained_parameters(facts, update)
 
     def split(what: str, size: int, *, from_stage: int) -> Part:
         if stage < from_stage or ranks == 1:
@@ -141,31 +143,27 @@ def trainer(facts: ModelFacts, update: UpdateConfig, *, dtype: str, lengths: Len
         return Part(f"{what} / {ranks} workers", size // ranks, True)
 
     weights = split(f"weights in {dtype}", num * each, from_stage=3)
-    gradients = split("gradients in float32", num * _SUM, from_stage=2)
-    state = split("float32 masters and AdamW's moments", num * _MASTER_AND_MOMENTS, from_stage=1)
-    parts = [weights, gradients, state]
+    of_adapters = " of the adapters" if update.lora is not None else ""
+    gradients = split(f"gradients{of_adapters} in float32", num_trained * _SUM, from_stage=2)
+    state = split(f"float32 masters{of_adapters} and AdamW's moments", num_trained * _MASTER_AND_MOMENTS, from_stage=1)
+    parts = [weights, gradients] if update.offload_optimizer and not on_cpu else [weights, gradients, state]
     least = sum(part.bytes for part in parts)
     if num * each > least:
         parts.append(Part("the rest of the weights, whole on every rank while it loads", num * each - least, True))
     elif on_cpu and num * 4 > gradients.bytes:
         beyond = num * 4 - gradients.bytes  # a step's gradients are gone by then
         parts.append(Part("the rest of the weights, in float32 on every rank while it saves", beyond, True))
+    num_tokens, recomputed = tokens_a_forward(update, lengths), update.gradient_checkpointing
     parts += [
         Part("a step's scratch and DeepSpeed's buckets", _scratch_bytes(facts, update, dtype=dtype), False),
         Part(
-            f"activations of {update.micro_batch_size} x 2 answers of {lengths.total:,} tokens with their prompts",
-            activation_bytes(
-                facts,
-                num_sequences=2 * update.micro_batch_size,
-                lengths=lengths,
-                dtype=dtype,
-                recomputed=update.gradient_checkpointing,
-            ),
+            f"activations of {num_tokens:,} tokens",
+            activation_bytes(facts, num_tokens=num_tokens, dtype=dtype, recomputed=recomputed),
             False,
         ),
         Part(
-            f"their logits over {facts.vocab_size:,} tokens",
-            logits_bytes(facts, num_sequences=2 * update.micro_batch_size, lengths=lengths, dtype=dtype),
+            f"chunks of logits over {facts.vocab_size:,} tokens",
+            head_bytes(facts, update, num_tokens=num_tokens),
             False,
         ),
         Part("libraries", _PROCESS_BYTES, False),
@@ -173,43 +171,57 @@ def trainer(facts: ModelFacts, update: UpdateConfig, *, dtype: str, lengths: Len
     return Need("trainer", tuple(parts))
 
 
+def trained_parameters(facts: ModelFacts, update: UpdateConfig) -> int:
+    """How many numbers the optimizer moves; of adapters as many as on all linear maps of a layer like Llama's."""
+    if update.lora is None:
+        return facts.num_parameters
+    hidden, heads = facts.hidden_size, facts.num_heads * facts.head_size
+    keys = facts.num_kv_heads * facts.head_size
+    a_layer = 2 * (hidden + heads) + 2 * (hidden + keys) + 3 * (hidden + facts.intermediate_size)
+    return min(facts.num_parameters, update.lora.r * facts.num_layers * a_layer)
+
+
 def _scratch_bytes(facts: ModelFacts, update: UpdateConfig, *, dtype: str) -> int:
-    num, stage = facts.num_parameters, update.zero_stage
+    num, stage = trained_parameters(facts, update), update.zero_stage
     if stage < 1:
         return num * _SUM
     buckets = min(num, _BUCKET) * 4 * (3 if stage == 3 else 2)
-    gathered = min(num, _GATHERED) * bytes_of(dtype) if stage == 3 else 0
+    gathered = min(facts.num_parameters, _GATHERED) * bytes_of(dtype) if stage == 3 else 0
     return num * _SUM // update.workers + buckets + gathered
 
 
-def activation_bytes(
-    facts: ModelFacts, *, num_sequences: int, lengths: Lengths, dtype: str, recomputed: bool = False
-) -> int:
+def tokens_a_forward(update: UpdateConfig, lengths: Lengths) -> int:
+    """The most tokens in one forward pass; a pair shares its prompt, and is never parted."""
+    pair = lengths.prompt + 2 * lengths.answer
+    return max(pair, min(update.micro_batch_size * pair, update.max_tokens_per_batch))
+
+
+def activation_bytes(facts: ModelFacts, *, num_tokens: int, dtype: str, recomputed: bool = False) -> int:
     """What all layers keep for the backward pass.
 
-    Counted by hooks on Llama, Qwen2 and GPT-2: a layer keeps 8 to 10 numbers a hidden unit, 4 an inner unit of its
+    Counted by hooks on Llama, Qwen2 and GPT-2: a layer keeps 8 to 12 numbers a hidden unit, 4 an inner unit of its
     feed-forward part, and 2 a key and value. Computed again, each layer's input is kept, and one layer at a time whole.
     """
-    a_layer = 10 * facts.hidden_size + 4 * facts.intermediate_size + 2 * facts.num_kv_heads * facts.head_size
+    a_layer = 12 * facts.hidden_size + 4 * facts.intermediate_size + 2 * facts.num_kv_heads * facts.head_size
     each = facts.num_layers * facts.hidden_size + a_layer if recomputed else facts.num_layers * a_layer
-    return num_sequences * lengths.total * each * bytes_of(dtype)
+    return num_tokens * each * bytes_of(dtype)
 
 
-def logits_bytes(facts: ModelFacts, *, num_sequences: int, lengths: Lengths, dtype: str) -> int:
-    """Logits of all positions in `dtype`; of the answers once more, with their float32 and its log-softmax."""
-    each = bytes_of(dtype)
-    return num_sequences * facts.vocab_size * (lengths.total * each + lengths.answer * (8 + each))
+def head_bytes(facts: ModelFacts, update: UpdateConfig, *, num_tokens: int) -> int:
+    """Logits in chunks, of which some are kept for the backward pass; and the output embedding's float32 gradient."""
+    logits = 4 * num_tokens * facts.vocab_size
+    gradient = 4 * facts.hidden_size * facts.vocab_size if update.lora is None else 0
+    return min(logits, KEPT_BYTES) + _CHUNKS * min(logits, CHUNK_BYTES) + gradient
 
 
-def host_of_trainer(facts: ModelFacts) -> Need:
-    """What a rank on a GPU needs beside it, in the machine's memory: all weights in float32 while a policy is saved."""
-    return Need(
-        "trainer",
-        (
-            Part("all weights in float32, while a policy is saved", facts.num_parameters * 4, True),
-            Part("libraries", _PROCESS_BYTES, False),
-        ),
-    )
+def host_of_trainer(facts: ModelFacts, update: UpdateConfig) -> Need:
+    """What a rank on a GPU needs beside it, in the machine's memory: all weights in float32 while a policy is saved,
+    and the optimizer where it is offloaded."""
+    parts = [Part("all weights in float32, while a policy is saved", facts.num_parameters * 4, True)]
+    if update.offload_optimizer:
+        state = trained_parameters(facts, update) * (_MASTER_AND_MOMENTS + _SUM) // update.workers
+        parts.append(Part("float32 masters, AdamW's moments and gradients, offloaded", state, True))
+    return Need("trainer", (*parts, Part("libraries", _PROCESS_BYTES, False)))
 
 
 def host_of_resting(who: str, weights: list[Part]) -> Need:

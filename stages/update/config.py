@@ -11,7 +11,21 @@ from stages.settings import Settings, where
 from stages.update.objectives.base import Loss, Need
 from stages.update.objectives.registry import find_loss
 
+CHUNK_BYTES = 32 * 2**20  # of logits that are computed at a time
+KEPT_BYTES = 128 * 2**20  # of float32 probabilities that one forward keeps for its backward pass
 FLOAT32_GATE_FLOOR = 1e-3  # nats a sequence; layouts of equal float32 weights differ by up to 4e-5
+
+
+class LoraConfig(Settings):
+    """Adapters of low rank in the place of all weights; without dropout, as every update here."""
+
+    r: int = Field(16, ge=1, description="rank of the adapters")
+    alpha: float = Field(32.0, gt=0, description="their product counts alpha / r times")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear",
+        min_length=1,
+        description="which linear maps get one: all but the output embedding, or a list of names such as q_proj",
+    )
 
 
 class UpdateConfig(Settings):
@@ -41,6 +55,10 @@ class UpdateConfig(Settings):
     keep_optimizer: bool = Field(
         False, description="go on with AdamW's moments of the round before, where it kept them too; false: new ones"
     )
+    lora: LoraConfig | None = Field(
+        None,
+        description="train adapters, new ones each round, and publish the policy with them merged; null: all weights",
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     global_batch_size: int = Field(64, ge=1, description="pairs behind one optimizer step over all workers")
     num_train_epochs: int = Field(1, ge=1)
@@ -54,6 +72,12 @@ class UpdateConfig(Settings):
     workers: int = where(1, ge=1, description="Ray Train workers")
     zero_stage: Literal[0, 1, 2, 3] = where(
         2, description="DeepSpeed ZeRO stage: workers share out nothing, optimizer state, gradients too, weights too"
+    )
+    offload_optimizer: bool = where(
+        False,
+        description="keep AdamW's moments and the float32 masters in the machine's memory, and step there: room on a "
+        "GPU; builds DeepSpeed's CPU Adam on first use, a minute or two. In bfloat16 forwards of a step then add up in "
+        "bfloat16",
     )
     gradient_checkpointing: bool = where(
         False, description="compute activations again in the backward pass: less memory, about a third more time"
@@ -89,6 +113,20 @@ class UpdateConfig(Settings):
                 wanted="objectives that take the same number of references",
                 got=", ".join(names),
                 fix="put the one of a single reference under the other: loss_params.base",
+            )
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ConfigError(
+                "offload_optimizer",
+                wanted="false with zero_stage 0, under which no rank parts weights and optimizer",
+                got="true",
+                fix="--set update.zero_stage=2, or --set update.offload_optimizer=false",
+            )
+        if self.lora is not None and self.keep_optimizer:
+            raise ConfigError(
+                "keep_optimizer",
+                wanted="false with lora, since each round trains new adapters",
+                got="true",
+                fix="--set update.keep_optimizer=false, or --set update.lora=null",
             )
         if self.beta is not None and all(loss.beta is None for loss in losses):
             wanted = f"null, since {', '.join(names)} has no beta"

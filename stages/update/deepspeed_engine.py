@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, as torch names them."""
 
-_SETTINGS = ("zero_stage", "gradient_checkpointing", "max_grad_norm", "weight_decay", "adam_beta1", "adam_beta2")
+_SETTINGS = (
+    "zero_stage",
+    "gradient_checkpointing",
+    "max_grad_norm",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "lora",
+)
 
 
 def engine_settings(config: UpdateConfig) -> list[Any]:
@@ -58,7 +66,7 @@ def start_engine(model: Any, config: UpdateConfig, *, dtype: str, device: torch.
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": False,
             "gradient_clipping": config.max_grad_norm if with_zero else 0.0,  # there the optimizer clips
-            "zero_optimization": {"stage": config.zero_stage},
+            "zero_optimization": {"stage": config.zero_stage} | _offload(config, device),
             "bf16": {"enabled": with_zero and dtype == "bfloat16"},
             # Told nothing, DeepSpeed adds up micro-batches and ranks in bfloat16, and the result depends on their
             # number: two ranks were 1% of an update's length away from one.
@@ -77,7 +85,18 @@ def _with_zero(scorer: Any, config: UpdateConfig) -> tuple[Any, Any]:
     """Module and optimizer for stages 1 to 3, which make their own masters."""
     import torch
 
-    return scorer, torch.optim.AdamW(_trained(scorer), **_adam_options(config))
+    options = _adam_options(config)
+    if config.offload_optimizer:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return scorer, DeepSpeedCPUAdam(_trained(scorer), adamw_mode=True, **options)
+    return scorer, torch.optim.AdamW(_trained(scorer), fused=True, **options)
+
+
+def _offload(config: UpdateConfig, device: torch.device) -> dict[str, Any]:
+    if not config.offload_optimizer:
+        return {}
+    return {"offload_optimizer": {"device": "cpu", "pin_memory": device.type == "cuda"}}
 
 
 def _without_zero(scorer: Any, config: UpdateConfig, *, dtype: str) -> tuple[Any, Any]:
@@ -85,7 +104,7 @@ def _without_zero(scorer: Any, config: UpdateConfig, *, dtype: str) -> tuple[Any
     from stages.update.unsharded import ClippingAdamW, Masters
 
     module = Masters(scorer) if dtype == "bfloat16" else scorer
-    optimizer = ClippingAdamW(_trained(module), max_norm=config.max_grad_norm, **_adam_options(config))
+    optimizer = ClippingAdamW(_trained(module), max_norm=config.max_grad_norm, fused=True, **_adam_options(config))
     if isinstance(module, Masters):
         optimizer.register_step_post_hook(lambda *_: module.round())
     return module, optimizer
@@ -100,7 +119,6 @@ def _adam_options(config: UpdateConfig) -> dict[str, Any]:
         "lr": config.learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
         "weight_decay": config.weight_decay,
-        "fused": True,
     }
 
 
@@ -133,7 +151,8 @@ def reset_moments(engine: Any, *, num_steps: int = 0) -> None:
         state = optimizer.state[part]
         for name in MOMENTS:
             state[name] = state[name].zero_() if name in state else torch.zeros_like(part, requires_grad=False)
-        state["step"] = torch.tensor(float(num_steps), device=part.device)
+        counts = isinstance(optimizer, torch.optim.AdamW)  # DeepSpeed's CPU Adam takes a plain number
+        state["step"] = torch.tensor(float(num_steps), device=part.device) if counts else num_steps
     if hasattr(wrapped, "_lazy_init_hp_params_optimizer_state"):
         wrapped._lazy_init_hp_params_optimizer_state()
 
@@ -188,21 +207,30 @@ def float32_state(engine: Any) -> dict[str, torch.Tensor]:
 
     Under bfloat16 these are the optimizer's float32 masters, not the rounded weights.
     """
+    model = model_of(engine)
+    kept = persistent_buffers(model)
+    buffers = {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name in kept}
+    return _float32_of(engine, dict(model.named_parameters())) | buffers
+
+
+def trained_state(engine: Any) -> dict[str, torch.Tensor]:
+    """As `float32_state`, of the parameters that are trained."""
+    return _float32_of(engine, dict(_trained_by_name(engine)))
+
+
+def _float32_of(engine: Any, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
     state: dict[str, torch.Tensor] = {}
-    model, masters = model_of(engine), _masters(engine) or {}
-    kept = persistent_buffers(model)
-    for name, parameter in model.named_parameters():
-        master = safe_get_full_fp32_param(parameter) if engine.bfloat16_enabled() else masters.get(name)
+    masters = _masters(engine) or {}
+    for name, parameter in parameters.items():
+        with_master = engine.bfloat16_enabled() and parameter.requires_grad
+        master = safe_get_full_fp32_param(parameter) if with_master else masters.get(name)
         if master is None:
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
                 master = parameter.detach().clone()
         state[name] = master.detach().float().cpu().clone()
-    for name, buffer in model.named_buffers():
-        if name in kept:
-            state[name] = buffer.detach().cpu().clone()
     return state
 
 

@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-CHUNK_BYTES = 32 * 2**20
-KEPT_BYTES = 128 * 2**20
-"""Of float32 probabilities that one call keeps for its backward pass."""
+from stages.update.config import CHUNK_BYTES, KEPT_BYTES
 
 
 class _TokenLogps(torch.autograd.Function):

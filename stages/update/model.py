@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.errors import ConfigError
 from stages.pretrained import load_model
+from stages.protocols import Weights
 from stages.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -80,6 +81,32 @@ def recompute_activations(model: Any) -> None:
         ) from error
 
 
+def publish_policy(
+    model: Any,
+    folder: Path,
+    state: Mapping[str, torch.Tensor],
+    *,
+    dtype: str,
+    origin: Weights,
+    pad_token: str | None,
+    round: int,
+) -> Weights:
+    """Write a policy with its tokenizer to ``folder/policy``, and a float32 master to ``folder/master`` if needed.
+
+    Args:
+        state: its weights, in float32.
+        origin: what it was made from.
+        round: that made it.
+    """
+    targets = {"policy": dtype} | ({} if dtype == "float32" else {"master": "float32"})
+    for name, kind in targets.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        save_policy(model, folder / name, state, dtype=kind)
+        copy_tokenizer(origin.path, folder / name, pad_token=pad_token)
+    master = folder / "master" if "master" in targets else None
+    return Weights.found(folder / "policy", round=round, master=master)
+
+
 def save_policy(model: Any, folder: Path, state: Mapping[str, torch.Tensor], *, dtype: str) -> None:
     """Write `state` as the weights of a model like `model`, in `dtype`, as safetensors.
 
@@ -111,6 +138,13 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         wanted="a causal language model that transformers can load",
     )
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and persistent buffer of a model once."""
+    kept = persistent_buffers(model)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    return {name: parameter.detach() for name, parameter in model.named_parameters()} | buffers
 
 
 def persistent_buffers(model: torch.nn.Module) -> set[str]:

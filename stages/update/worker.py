@@ -26,8 +26,9 @@ from stages.update.config import FLOAT32_GATE_FLOOR, UpdateConfig
 from stages.update.exactness import Sharing
 from stages.update.forward import Forward, refuse_without_auxiliary
 from stages.update.loads import answer_load
+from stages.update.lora import add_adapters, merged_policy, save_adapters
 from stages.update.metrics import UpdateSummary
-from stages.update.model import copy_tokenizer, load_policy, read_weights, save_policy
+from stages.update.model import load_policy, publish_policy, read_weights, state_of
 from stages.update.objectives.base import Loss
 from stages.update.rows import AnswerRow, Row, answers_of, rows_a_forward, streams_of
 from stages.update.scoring import Scoring
@@ -63,7 +64,7 @@ class Trainer:
             keep_freed_memory()
         self._engine: Any = None
         self._held: str | None = None  # the identity of the weights in the engine; None once a step has changed them
-        self._origin: Path | None = None  # the folder that they came from, with the tokenizer
+        self._origin: Weights | None = None  # where they came from, with the tokenizer
         self._moments: str | None = _NEW  # what names the moments in the engine's optimizer; None: steps were made
         self._num_steps = 0
         self._value_head: ValueHead | None = None
@@ -88,13 +89,16 @@ class Trainer:
             if self.rank == 0:
                 weights.refuse_changed()
             self._stop()
-            model = load_policy(weights.path, dtype=self.dtype).to(self.device)
+            model = load_policy(weights.path, dtype=self.dtype)
+            if self.config.lora is not None:
+                add_adapters(model, self.config.lora, round=weights.round)
+            model = model.to(self.device)
             self._engine = deepspeed_engine.start_engine(model, self.config, dtype=self.dtype, device=self.device)
             self._sharing = Sharing(self._engine, self.device, dtype=self.dtype)
-            if weights.master is not None:
+            if weights.master is not None and self.config.lora is None:
                 deepspeed_engine.set_float32_state(self._engine, read_weights(weights.master))
             self._held, self._moments = weights.identity, _NEW
-        self._origin, self._num_steps, self._value_head = weights.path, 0, None
+        self._origin, self._num_steps, self._value_head = weights, 0, None
 
     def rest(self) -> None:
         """Let go of the device's memory for others: model and optimizer go, and the next `load` reads weights again.
@@ -116,28 +120,34 @@ class Trainer:
     def save(self, folder: Path, *, round: int) -> Weights:
         """Write policy and tokenizer to ``folder/policy``, and a float32 master to ``folder/master`` if one is needed.
 
-        A value head that the update trained goes to ``folder/value_head``. Rank 0 writes; weights are gathered on all.
+        A value head that the update trained goes to ``folder/value_head``, adapters to ``folder/adapter``, with the
+        policy then the start with them merged. Rank 0 writes; trained weights are gathered on all.
 
         Returns:
             What was written, on every rank; `round` is the round that made it.
         """
         assert self._engine is not None and self._origin is not None
-        state = deepspeed_engine.float32_state(self._engine)
+        lora = self.config.lora
+        state = (deepspeed_engine.float32_state if lora is None else deepspeed_engine.trained_state)(self._engine)
         for tensor in state.values():
             refuse_nonfinite(tensor, "policy", step=self._num_steps - 1, config=self.config)
         written: list[Any] = [None]
         if self.rank == 0:
-            targets = {"policy": self.dtype} | ({} if self.dtype == "float32" else {"master": "float32"})
-            for name, dtype in targets.items():
-                (folder / name).mkdir(parents=True, exist_ok=True)
-                save_policy(deepspeed_engine.model_of(self._engine), folder / name, state, dtype=dtype)
-                copy_tokenizer(self._origin, folder / name, pad_token=self._pad_token)
+            model = deepspeed_engine.model_of(self._engine)
+            if lora is not None:
+                start = self._origin.master or self._origin.path
+                save_adapters(model, folder / "adapter", state, base=start)
+                model = merged_policy(start, state, lora)
+                state = state_of(model)
+            written[0] = publish_policy(
+                model, folder, state, dtype=self.dtype, origin=self._origin, pad_token=self._pad_token, round=round
+            )
             if self._value_head is not None:
                 self._value_head.save(folder / "value_head")
-            master = folder / "master" if "master" in targets else None
-            written = [Weights.found(folder / "policy", round=round, master=master)]
         dist.broadcast_object_list(written, src=0)
         result: Weights = written[0]
+        if lora is not None:  # a sum rounds: only weights that are read again are those that were written
+            self.load(result)
         self._held = result.identity
         return result
 

@@ -95,8 +95,8 @@ def test_a_cut_weights_file_is_refused(tmp_path):
 def test_what_layers_keep_for_the_backward_pass_is_estimated_from_above_and_not_far_off(tmp_path, dtype):
     import torch
 
-    from stages.update.batching import token_batch
-    from stages.update.logps import answer_logps
+    from stages.update.packing import Family, pack
+    from stages.update.scorer import Scorer
 
     model = tiny_llama(dtype=dtype).to(getattr(torch, dtype))
     model.save_pretrained(tmp_path)
@@ -109,12 +109,14 @@ def test_what_layers_keep_for_the_backward_pass_is_estimated_from_above_and_not_
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = answer_logps(model, token_batch([[5] * 200] * 4, [[6] * 100] * 4), torch.device("cpu"))
+        families = [Family((5 + i,) * 200, {2 * i: (6,) * 100, 2 * i + 1: (7,) * 100}) for i in range(2)]
+        loss = Scorer(model)(pack(families, 4, torch.device("cpu")))
     facts = read_facts(tmp_path)
     assert facts is not None
-    activations = memory.activation_bytes(facts, num_sequences=4, lengths=LENGTHS, dtype=dtype)
-    logits = memory.logits_bytes(facts, num_sequences=4, lengths=LENGTHS, dtype=dtype)
-    assert sum(kept.values()) <= activations + logits <= 3 * sum(kept.values())
+    num_tokens = memory.tokens_a_forward(UpdateConfig(micro_batch_size=2), LENGTHS)
+    assert num_tokens == 2 * (200 + 2 * 100)
+    activations = memory.activation_bytes(facts, num_tokens=num_tokens, dtype=dtype)
+    assert sum(kept.values()) <= activations <= 3 * sum(kept.values())
     del loss
 
 
@@ -156,15 +158,34 @@ def test_a_higher_zero_stage_never_needs_more_at_the_least(facts, dtype, workers
     assert all(need.least <= need.total for need in least)
 
 
-@given(facts=SIZES, dtype=DTYPES, sequences=st.integers(1, 64))
-def test_activations_computed_again_never_need_more(facts, dtype, sequences):
+@given(facts=SIZES, dtype=DTYPES, tokens=st.integers(1, 10**5))
+def test_activations_computed_again_never_need_more(facts, dtype, tokens):
     def need(recomputed: bool) -> int:
-        return memory.activation_bytes(
-            facts, num_sequences=sequences, lengths=LENGTHS, dtype=dtype, recomputed=recomputed
-        )
+        return memory.activation_bytes(facts, num_tokens=tokens, dtype=dtype, recomputed=recomputed)
 
     if facts.num_layers > 1:
         assert need(True) <= need(False)
+
+
+@given(facts=SIZES, dtype=DTYPES, stage=st.integers(1, 3), workers=st.integers(1, 8))
+def test_adapters_and_offload_never_need_more_on_a_gpu(facts, dtype, stage, workers):
+    def need(**more) -> memory.Need:
+        update = UpdateConfig(zero_stage=stage, workers=workers, **more)
+        return memory.trainer(facts, update, dtype=dtype, lengths=LENGTHS, on_cpu=False)
+
+    assert need(lora={"r": 4}).total <= need().total
+    assert need(offload_optimizer=True).total <= need().total
+
+
+def test_adapters_are_counted_as_peft_makes_them(tmp_path):
+    from stages.update.lora import add_adapters
+
+    model = tiny_llama()
+    model.save_pretrained(tmp_path)
+    update = UpdateConfig(lora={"r": 4})
+    add_adapters(model, update.lora, round=0)
+    counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert memory.trained_parameters(read_facts(tmp_path), update) == counted
 
 
 # ---- places ---------------------------------------------------------------------------------------------------------
