@@ -51,6 +51,8 @@ def start_engine(model: Any, config: UpdateConfig, *, dtype: str, device: torch.
 
     from stages.update.scorer import Scorer
 
+    # Told that it fits, DeepSpeed compiles an operation for 40 s that only its inference uses.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if config.gradient_checkpointing:
         recompute_activations(model)
     model.train()

@@ -202,6 +202,7 @@ def test_a_finished_run_has_nothing_to_do(story, prefloop):
     assert hashes(story["folder"]) == before
 
 
+@pytest.mark.slow
 def test_damage_to_what_finished_rounds_published_is_refused_by_name(story, prefloop):
     config, fewer = story["folder"] / "round-0002" / "policy" / "config.json", story["folder"] / "round-0001" / "pairs"
     before = config.read_text()
