@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.artifacts import StageFolder
 from pipeline.files import read_json
-from pipeline.model_folders import close_model, found_model, refuse_changed_model
+from pipeline.model_folders import OPTIMIZER, close_model, found_model, found_moments, refuse_changed_model
 from stages.contracts import FATES
 from stages.errors import ContractError, FingerprintError, StageError
 from stages.weights import weights_sha256
@@ -151,3 +151,15 @@ def test_a_closed_folder_with_another_entry_than_its_manifests_is_refused(folder
     entry.write_text(entry.read_text(encoding="utf-8").replace('"rows": 2', '"rows": 3'), encoding="utf-8")
     with pytest.raises(ContractError, match="part-00000.json"):
         folder.refuse_changed()
+
+
+def test_moments_count_only_beside_the_policy_that_was_made_with_them(tmp_path):
+    for name in ("policy", OPTIMIZER):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "some.safetensors").write_bytes(name.encode())
+        assert found_moments(tmp_path) is None
+        close_model(tmp_path / name, {"seed": 0}, sha256=weights_sha256(tmp_path / name))
+    found = found_moments(tmp_path)
+    assert found is not None and found.sha256 == weights_sha256(tmp_path / OPTIMIZER)
+    close_model(tmp_path / "policy", {"seed": 1}, sha256=weights_sha256(tmp_path / "policy"))
+    assert found_moments(tmp_path) is None

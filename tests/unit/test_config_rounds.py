@@ -100,6 +100,7 @@ def test_a_word_a_path_several_and_none_are_references():
         (["reference=[initial, previous]"], "reference", "round_start"),
         (["update.loss_type=mrpo"], "reference", "[initial, path/to/another]"),
         (["momentum=0.3", "start=initial"], "momentum", "momentum=0"),
+        (["update.keep_optimizer=true", "start=initial"], "update.keep_optimizer", "update.keep_optimizer=false"),
         (["start=first"], "start", ""),
         (["momentum=-1"], "momentum", ""),
         (["ema_decay=1"], "ema_decay", ""),

@@ -37,10 +37,10 @@ def updated(folder: Path, out: Path, kinds: list[tuple[str, int]], more: dict):
             for number in (1, 2):
                 trainer.load(policy)
                 logps = trainer.logps(answers_of(rows))
-                trainer.update(rows, [logps], own_reference=0, seed=SEED, optimizer=moments)
+                trainer.update(rows, [logps], own_reference=0, seed=SEED, moments=moments)
                 home = out / f"{dtype}-{stage}-{offload}-{number}"
                 policy = trainer.save(home, round=number)
-                moments = home / "optimizer" if "keep_optimizer" in more else None
+                moments = trainer.save_moments(home / "optimizer") if "keep_optimizer" in more else None
             found.append(policy.master or policy.path)
     return found
 
