@@ -1,0 +1,36 @@
+"""Time lines on the page: bars where the stages worked, on one scale for all rounds."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.page.timelines import LABEL, timelines
+
+
+def report(number, seconds, *spans):
+    timeline = [{"stage": stage, "start_s": start, "end_s": end} for stage, start, end in spans]
+    return {"round": number, "seconds": seconds, "idle_share": 0.25, "timeline": timeline}
+
+
+def test_bars_lie_where_their_stages_worked_and_rounds_share_a_scale():
+    long, short = timelines(
+        [report(1, 40.0, ("sample", 0.0, 10.0), ("score", 10.0, 30.0), ("sample", 30.0, 40.0)), report(2, 20.0)]
+        + [report(3, 20.0, ("sample", 5.0, 20.0))]
+    )
+    assert [lane.stage for lane in long.lanes] == ["sample", "score"]
+    assert [len(lane.bars) for lane in long.lanes] == [2, 1]
+    for line in (long, short):
+        scale = (line.end - LABEL) / line.seconds
+        assert scale == pytest.approx((long.end - LABEL) / 40.0)
+        for lane in line.lanes:
+            assert all(bar.x >= LABEL and bar.x + bar.width <= line.end + 1e-9 for bar in lane.bars)
+    assert short.lanes[0].bars[0].x - LABEL == pytest.approx(5.0 * (long.end - LABEL) / 40.0)
+
+
+def test_what_was_measured_is_told():
+    (line,) = timelines([report(1, 8.0, ("sample", 0.0, 6.0)) | {"first_answers_s": 0.26}])
+    assert "25.0%" in line.told and "0.26 s after the last optimizer step" in line.told
+
+
+def test_reports_of_older_runs_have_none():
+    assert timelines([{"round": 0}, {"round": 1, "seconds": 3.0}]) == []
