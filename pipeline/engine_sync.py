@@ -11,10 +11,11 @@ from pipeline.config import Config
 from pipeline.crew import Crew
 from pipeline.jobs.probes import ProbeFolder, ScoreProbe, TakeWeights
 from stages.protocols import Weights
-from stages.sample.probe import FLOAT32_TOLERANCE
+from stages.sample.probe import FLOAT32_LEAST, FLOAT32_TOLERANCE
 
 _UNMEASURED = 0.1  # nats a token; bfloat16 before a round has measured how far engine and trainer are apart in it
 _NOISE = 3  # times the mean difference on equal weights
+_FLOAT32_NOISE = 10  # likewise: single tensors that stayed old may move log-probs by less than the tolerance
 
 
 @dataclass(slots=True)
@@ -63,7 +64,8 @@ class EngineSync:
 
     def _tolerance(self, config: Config) -> float:
         if config.policy.dtype == "float32":
-            return FLOAT32_TOLERANCE
+            measured = FLOAT32_TOLERANCE if self._gap is None else _FLOAT32_NOISE * self._gap
+            return min(FLOAT32_TOLERANCE, max(FLOAT32_LEAST, measured))
         return _UNMEASURED if self._gap is None else max(FLOAT32_TOLERANCE, _NOISE * self._gap)
 
     def _probe(self, weights: Weights, held: Weights, config: Config) -> ProbeFolder | None:

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-FLOAT32_TOLERANCE = 1e-4
-"""Nats a token by which an engine in float32 may differ from the trainer on equal weights."""
+FLOAT32_TOLERANCE, FLOAT32_LEAST = 1e-4, 1e-5
+"""Nats a token by which an engine in float32 may differ from the trainer on equal weights: at most, and at least where
+a smaller difference was measured."""
 
 VerdictKind = Literal["proved", "not distinguishable", "failed"]
 

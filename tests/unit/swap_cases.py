@@ -13,7 +13,7 @@ from typing import Any
 import tiny_models
 
 from stages.protocols import Weights
-from stages.sample.probe import Probe
+from stages.sample.probe import FLOAT32_LEAST, FLOAT32_TOLERANCE, Probe
 from stages.update.config import UpdateConfig
 
 UPDATE = UpdateConfig(learning_rate=1e-3, global_batch_size=4, micro_batch_size=2, max_grad_norm=1.0)
@@ -80,6 +80,7 @@ def _case(root: Path, name: str, tied: bool, dtype: str) -> Case:
         response_token_ids=answers,
         new=[new[row.response_id] for row in rows],
         old=[old[row.response_id] for row in rows],
+        tolerance=FLOAT32_LEAST if dtype == "float32" else FLOAT32_TOLERANCE,
     )
     return Case(start, root / "policy", probe, _plain(root / "policy", prompts, answers, dtype))
 
