@@ -80,7 +80,8 @@ def _case(root: Path, name: str, tied: bool, dtype: str) -> Case:
         response_token_ids=answers,
         new=[new[row.response_id] for row in rows],
         old=[old[row.response_id] for row in rows],
-        tolerance=FLOAT32_LEAST if dtype == "float32" else FLOAT32_TOLERANCE,
+        # vLLM's Bloom is up to 7e-5 nats a token from transformers'; a run measures that before it asks
+        tolerance=FLOAT32_LEAST if dtype == "float32" and name != "bloom" else FLOAT32_TOLERANCE,
     )
     return Case(start, root / "policy", probe, _plain(root / "policy", prompts, answers, dtype))
 
