@@ -157,6 +157,8 @@ def _check_references(config: Config) -> None:
             got=", ".join(config.references) or "none",
             fix="for example reference: [initial, path/to/another]" if several else "for example round_start",
         )
+    if config.update.reference_logps == "engine":
+        _check_engine_logps(config)
     if config.update.keep_optimizer and config.start == "initial":
         raise ConfigError(
             "update.keep_optimizer",
@@ -170,6 +172,36 @@ def _check_references(config: Config) -> None:
             wanted="0 with start: initial, since no round goes on from the one before",
             got=f"{config.momentum:g}",
             fix="--set momentum=0, or --set start=previous",
+        )
+
+
+def _check_engine_logps(config: Config) -> None:
+    """Refuse the engine's log-probs where it samples with no reference, or where a gate has no floor."""
+    back = "--set update.reference_logps=trainer"
+    sampler: tuple[str, str] | None = None
+    if config.pairs is not None:
+        sampler = "prompts to sample from", "ready pairs"
+    elif "round_start" not in config.references:
+        sampler = "reference round_start", ", ".join(config.references) or "none"
+    elif config.start == "initial":
+        sampler = "start previous", "initial"
+    elif config.max_staleness:
+        sampler = "max_staleness 0", str(config.max_staleness)
+    if sampler is not None:
+        wanted, got = sampler
+        raise ConfigError(
+            "update.reference_logps",
+            wanted=f"{wanted} with engine, since the answers must be a reference's own",
+            got=got,
+            fix=back,
+        )
+    gated = [loss.objective.name for loss in config.update.losses() if loss.gated]
+    if gated and config.update.gate_floor is None:
+        raise ConfigError(
+            "update.gate_floor",
+            wanted=f"a number of nats with reference_logps engine, since {gated[0]} pushes whatever lies above it",
+            got="null",
+            fix=f"--set update.gate_floor=0.5 (in float32 0.001), or {back}",
         )
 
 

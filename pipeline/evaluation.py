@@ -14,6 +14,7 @@ from pipeline.artifacts import StageFolder
 from pipeline.config import Config
 from pipeline.figures import Figures
 from pipeline.jobs import answers, inputs, training
+from pipeline.jobs.engine_logps import Divergence
 from pipeline.pools import read_prompts
 from pipeline.prompts import HeldOut
 from pipeline.sections import EvaluateConfig
@@ -167,7 +168,7 @@ class Evaluation:
         )
         fingerprint = {"candidates": candidates.digest(), "weights": first.identity}
         done = self._by_trainers("divergence", out, fingerprint, job, config)
-        return self.shop.crew.tasks.run(training.Divergence(candidates, out)), done
+        return self.shop.crew.tasks.run(Divergence(candidates, out)), done
 
     def _by_trainers(
         self, name: str, out: StageFolder, fingerprint: dict[str, str], job: training.ScoreAnswers, config: Config

@@ -12,9 +12,10 @@ from typing import Any
 
 from cluster.timing import Timed
 from pipeline.jobs.answers import Evaluate, PairShard, SampleShard, ScoreShard, SumShard
+from pipeline.jobs.engine_logps import Divergence, EngineGap
 from pipeline.jobs.inputs import AllPrompts, DrawPrompts, PreparePairs, PreparePrompts, PrepareTexts
 from pipeline.jobs.probes import ScoreProbe, TakeWeights
-from pipeline.jobs.training import Divergence, EngineGap, ScoreCandidates, ScoreRows, ScoreTexts, UpdatePolicy
+from pipeline.jobs.training import ScoreCandidates, ScoreRows, ScoreTexts, UpdatePolicy
 
 _BETWEEN = ("publish", "swap", "other")
 """Work between stages, during which no stage works."""

@@ -10,16 +10,14 @@ from pipeline import figures
 from pipeline.artifacts import StageFolder
 from pipeline.console import Stopwatch, duration
 from pipeline.jobs import training
+from pipeline.jobs.engine_logps import EngineGap, TakeEngineLogps, taken_gap
 from pipeline.model_folders import found_model, found_moments
 from pipeline.round_context import RoundContext
-from pipeline.stage import by_group
+from pipeline.stage import Done, by_group
 from pipeline.tensorboard import step_curves
 from stages.contracts import CANDIDATES, PAIRS
-from stages.errors import StageError
 from stages.protocols import Moments, Weights
 from stages.weights import weights_sha256
-
-ENGINE_GAP_LIMIT = 0.1  # nats a token; float32 differs by 1e-7, bfloat16 by some 1e-2
 
 References = Sequence[tuple[Weights, StageFolder]]
 """The references that the objective takes log-probs of, each with the tables of these."""
@@ -46,24 +44,8 @@ class Updater:
         if self._at.config.update.num_references[1] == 0:
             return []
         tables = []
-        num_answers = 2 * sum(entry.rows for entry in data.entries()) if data.contract == PAIRS else None
         for (name, weights), out in zip(references, self._at.reference_tables, strict=True):
-            job = training.ScoreRows(
-                data=data,
-                out=out,
-                weights=weights,
-                reference=name,
-                config=self._at.config.update,
-                round=self._at.number,
-            )
-            done = self._at.shop.run_stage(
-                "reference",
-                [out],
-                {"pairs": data.digest(), "weights": weights.identity, "dtype": self._at.config.policy.dtype},
-                len(data.entries()),
-                lambda _, job=job: [job],  # type: ignore[misc]
-                by_group(lambda: self._at.shop.crew.trainers(self._at.config), total=num_answers),
-            )
+            done = self._log_probs(data, name, weights, out)
             told = f"{sum(entry.rows for entry in done.entries):,} answers   {duration(done.seconds)}   under "
             told += f"the policy of round {weights.round}" if name in _RESULTS else name
             if weights.identity == self._at.policies.start.identity:
@@ -74,6 +56,34 @@ class Updater:
             tables.append((weights, out))
         return tables
 
+    def _log_probs(self, data: StageFolder, name: str, weights: Weights, out: StageFolder) -> Done:
+        """The log-probs under one reference: the trainer's, or those with which the engine sampled, if these count."""
+        config, candidates = self._at.config, self._at.table(CANDIDATES)
+        fingerprint = {"pairs": data.digest(), "weights": weights.identity, "dtype": config.policy.dtype}
+        asked: dict[str, Any] = {
+            "data": data,
+            "out": out,
+            "weights": weights,
+            "reference": name,
+            "config": config.update,
+            "round": self._at.number,
+        }
+        if config.update.reference_logps == "engine" and weights.identity == self._at.policies.sampling.identity:
+            fingerprint["candidates"] = candidates.digest()
+            job: training.ScoreRows = TakeEngineLogps(**asked, candidates=candidates)
+            num_answers = None
+        else:
+            job = training.ScoreRows(**asked)
+            num_answers = 2 * sum(entry.rows for entry in data.entries()) if data.contract == PAIRS else None
+        return self._at.shop.run_stage(
+            "reference",
+            [out],
+            fingerprint,
+            len(data.entries()),
+            lambda _: [job],
+            by_group(lambda: self._at.shop.crew.trainers(config), total=num_answers),
+        )
+
     def _engine_gap(self, scored: StageFolder) -> str:
         """Compare the engine's log-probs with the trainer's, where an engine sampled the pairs.
 
@@ -83,17 +93,14 @@ class Updater:
         candidates = self._at.table(CANDIDATES)
         if not candidates.is_closed():
             return ""
-        gap = self._at.figures["engine_gap"] = self._at.shop.crew.tasks.run(training.EngineGap(candidates, scored))
-        self._at.shop.sync.measured(gap)
-        if not gap <= ENGINE_GAP_LIMIT:  # so that NaN, of broken weights, is refused too
-            raise StageError(
-                f"round {self._at.number}: reference",
-                wanted=f"log-probs of engine and trainer within {ENGINE_GAP_LIMIT} nats a token of each other",
-                got=f"{gap:.3g}: the answers were not sampled from the policy that would be trained",
-                fix="see that the policy's folder is whole, then delete the round's folder and run again; "
-                "if it stays so, vLLM and transformers disagree on this model",
-            )
-        return f"; the engine differs by {gap:.0e} nats a token"
+        taken = taken_gap(scored.entries())
+        gap = taken or self._at.shop.crew.tasks.run(EngineGap(candidates, scored))
+        self._at.figures["engine_gap"] = gap.mean
+        self._at.shop.sync.measured(gap.mean)
+        gap.refuse_wide(f"round {self._at.number}: reference")
+        if taken is not None:
+            return f", by the engine; the trainer differs by {gap.mean:.0e} nats a token"
+        return f"; the engine differs by {gap.mean:.0e} nats a token"
 
     def update(
         self,

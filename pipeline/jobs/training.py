@@ -1,4 +1,4 @@
-"""Jobs for the training group, called on all ranks together, and what compares its log-probs with the engine's."""
+"""Jobs for the training group, called on all ranks together: log-probs, and a round's update."""
 
 from __future__ import annotations
 
@@ -71,10 +71,11 @@ class ScoreAnswers(ABC):
                     dtype=trainer.dtype,
                     round=self.round,
                 )
-                self.out.publish(entry.shard, table, parents=[entry], stats=_sums(table))
+                self.out.publish(entry.shard, table, parents=[entry], stats=logp_sums(table))
 
 
-def _sums(table: pa.Table) -> dict[str, float]:
+def logp_sums(table: pa.Table) -> dict[str, float]:
+    """The figures of a table of `REFERENCE_LOGPS`."""
     return {"logp": sum(table["logp"].to_pylist()), "tokens": sum(table["num_tokens"].to_pylist())}
 
 
@@ -208,45 +209,3 @@ class UpdatePolicy:
 def rows_of(data: StageFolder, tables: Iterable[pa.Table], **more: Any) -> Sequence[Row]:
     """Tables of pairs or groups as rows to train on; `more` is for pairs, see `pair_rows`."""
     return group_rows(tables) if data.contract == GROUPS else pair_rows(tables, **more)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineGap:
-    """How far the engine's log-probs of the paired answers are from the trainer's under the same weights."""
-
-    candidates: StageFolder
-    reference: StageFolder
-
-    def __call__(self, _state: None) -> float:
-        """Mean absolute difference in nats a token."""
-        gap, num_tokens = 0.0, 0
-        for sampled, scored, length in log_probs_side_by_side(self.candidates, self.reference):
-            gap += abs(sampled - scored)
-            num_tokens += length
-        return gap / max(1, num_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """How far a policy is from another one, on the policy's own answers."""
-
-    candidates: StageFolder
-    reference: StageFolder
-
-    def __call__(self, _state: None) -> float | None:
-        """The mean log-ratio of policy and reference in nats an answer; None without an answer.
-
-        It estimates KL(policy || reference) without bias, since the answers are the policy's own at temperature 1; for
-        nearly equal policies noise may take it below 0.
-        """
-        ratios = [ours - theirs for ours, theirs, _ in log_probs_side_by_side(self.candidates, self.reference)]
-        return sum(ratios) / len(ratios) if ratios else None
-
-
-def log_probs_side_by_side(candidates: StageFolder, scored: StageFolder) -> Iterator[tuple[float, float, int]]:
-    """For each candidate that was scored too: the engine's summed log-prob, the trainer's, and the number of tokens."""
-    trainers = {row["response_id"]: row for table in scored.read_all() for row in table.to_pylist()}
-    for table in candidates.read_all():
-        for row in table.select(["response_id", "response_logps"]).to_pylist():
-            if (found := trainers.get(row["response_id"])) is not None:
-                yield sum(row["response_logps"]), found["logp"], found["num_tokens"]

@@ -46,6 +46,11 @@ class UpdateConfig(Settings):
     gate_floor: float | None = Field(
         None, ge=0, description="nats a sequence; null: 1e-3 in float32, measured in bfloat16"
     )
+    reference_logps: Literal["trainer", "engine"] = Field(
+        "trainer",
+        description="whose log-probs count under a reference that sampled the answers: the trainer's, by a pass of its "
+        "own, or those that the engine stored, once some were compared with the trainer's",
+    )
     learning_rate: float = Field(5e-7, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the round's steps over which the rate rises")

@@ -159,3 +159,32 @@ def test_an_objective_of_the_users_own_is_found_beside_the_config(tmp_path):
         with pytest.raises(ConfigError) as caught:
             load_config(file, wrong)
         assert "tilt" in caught.value.fix or "OBJECTIVE" in caught.value.fix
+
+
+# ---- the engine's log-probs as references ---------------------------------------------------------------------------
+
+BY_ENGINE = ("update.reference_logps=engine", "update.gate_floor=0.001")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        (["reference=initial"], "update.reference_logps"),
+        (["reference=none", "update.loss_type=simpo"], "update.reference_logps"),
+        (["start=initial"], "update.reference_logps"),
+        (["max_staleness=1"], "update.reference_logps"),
+        (["update.gate_floor=null"], "update.gate_floor"),
+        (
+            ["update.loss_type=hpo", "update.loss_params={base: minor_dpo}", "update.gate_floor=null"],
+            "update.gate_floor",
+        ),
+    ],
+)
+def test_they_are_refused_where_no_reference_samples_or_a_gate_has_no_floor(overrides, where):
+    assert where in refused(*BY_ENGINE, *overrides).where
+
+
+def test_they_are_taken_for_the_rounds_start_and_need_no_floor_without_a_gate():
+    of_rounds(*BY_ENGINE)
+    of_rounds("update.reference_logps=engine", "update.loss_type=dpo")
+    of_rounds("rounds=[{}, {update: {reference_logps: engine}}]", "update.loss_type=dpo")
