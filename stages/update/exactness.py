@@ -15,8 +15,8 @@ from stages.update.attention import NotExact
 from stages.update.rows import AnswerRow, longest_sequence
 from stages.update.scoring import Scoring
 
-_FLOAT32_GAP = 1e-4  # nats an answer; layouts of equal weights differ by up to 4e-5
-_BFLOAT16_GAP = 0.5  # nats an answer; layouts of equal weights differ by up to this
+_TIMES_NOISE = 10  # how much farther than two plain layouts of the same answers a shared one may be
+_GAPS = {"float32": (1e-4, 1e-4), "bfloat16": (0.05, 0.5)}  # the least and the most that is let pass, nats an answer
 _ATTENTION_LAYERS = {"full_attention", "attention", "sliding_attention", "chunked_attention"}
 _HEAD_TERMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 _PROBE = [
@@ -93,7 +93,8 @@ def disproof(engine: Any, device: torch.device, *, dtype: str) -> str | None:
     """What a small batch shows against sharing; None where both ways agree. All ranks call it together."""
     answers = [AnswerRow("", prompt, ids) for prompt, found in _PROBE for ids in found]
     with torch.no_grad():
-        apart = Scoring(engine, device, shares=False)(answers).logps_N
+        plain = Scoring(engine, device, shares=False)
+        apart, alone = plain(answers).logps_N, torch.cat([plain([answer]).logps_N for answer in answers])
         try:
             scoring = Scoring(engine, device, shares=True)
             together = scoring(answers).logps_N, scoring(answers, likely_skipped=[1, 3]).logps_N
@@ -102,5 +103,6 @@ def disproof(engine: Any, device: torch.device, *, dtype: str) -> str | None:
         except (TypeError, AttributeError, ValueError) as error:  # a model of another shape than all others
             return f"it takes no packed row ({type(error).__name__}: {error})"
     gap = max((apart - logps_N).abs().max().item() for logps_N in together)
-    most = _FLOAT32_GAP if dtype == "float32" else _BFLOAT16_GAP
+    low, high = _GAPS[dtype]
+    most = min(max(low, _TIMES_NOISE * (apart - alone).abs().max().item()), high)
     return None if gap <= most else f"a small batch came out otherwise, by {gap:.2g} nats an answer"

@@ -50,6 +50,13 @@ def test_in_bfloat16_the_proof_holds_too(name, tmp_path):
         assert disproof(TorchEngine(model), CPU, dtype="bfloat16") is None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", APART)
+def test_the_proof_sees_in_bfloat16_too_what_is_refused_by_name(name, tmp_path):
+    model = load_policy(tiny_models.policy(name, tmp_path), dtype="bfloat16")
+    assert disproof(TorchEngine(model), CPU, dtype="bfloat16") is not None
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
