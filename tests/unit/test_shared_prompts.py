@@ -21,7 +21,8 @@ from shared_cases import (
     small_llama,
 )
 
-from stages.update.config import UpdateConfig
+from stages.update.config import LoraConfig, UpdateConfig
+from stages.update.lora import add_adapters
 from stages.update.objectives.registry import OBJECTIVES
 from stages.update.packing import Family, pack, pack_more
 from stages.update.rows import answers_of
@@ -83,6 +84,19 @@ def test_so_it_is_for_pairs_of_any_length(engine, rows, seed, tied, how):
             gradient, scored = gradient_by(way, engine, rows, UpdateConfig(), references)
         assert apart_by(gradient, expected) < 1e-5
         assert (scored.logps_N - plain.logps_N).abs().max() < 1e-4
+
+
+def test_so_it_is_for_adapters():
+    model = small_llama()
+    add_adapters(model, LoraConfig(r=3, alpha=5.0), round=1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # which begins as 0, and would keep A's gradient at 0
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    engine = TorchEngine(model)
+    rows = pairs_of([(0, 5, 3), (1, 1, 20), (1, 17, 1), (2, 30, 24)], prompts=[1, 60, 9])
+    references = moved_references(engine, rows, count=1)
+    plain, *others = (gradient_by(way, engine, rows, UpdateConfig(), references)[0] for way in WAYS)
+    assert plain.norm() > 0 and all(apart_by(found, plain) < 1e-5 for found in others)
 
 
 @pytest.mark.parametrize("active", [(), (2,), (0, 1, 2, 3, 4, 5)])
