@@ -187,7 +187,7 @@ def _answer_for(work: Callable[[], Any]) -> None:
 
     0: done; 1: it could not be done; 2: the config is wrong; 70: a mistake of ours; 130: interrupted.
     """
-    from cluster.errors import KeptWaiting, NotEnough, Unreachable, WorkerLost
+    from cluster.errors import KeptWaiting, NotEnough, Unprotected, Unreachable, WorkerLost
 
     try:
         work()
@@ -210,6 +210,14 @@ def _answer_for(work: Callable[[], Any]) -> None:
         fix = "--set cluster.address=local, or the address that ray status prints"
         _leave(
             f"cluster.address\n  wanted: a Ray cluster\n  got:    {error.address}: {error.reason}\n  fix:    {fix}", 1
+        )
+    except Unprotected as error:
+        fix = "start it with RAY_AUTH_MODE=token and a token (ray get-auth-token --generate), and set both here"
+        _leave(
+            "cluster.allow_unauthenticated\n  wanted: a cluster that takes work only with a token\n"
+            f"  got:    {error.address}: {error.reason}\n  fix:    {fix}; or, where everybody who reaches it may run "
+            "code on it, --set cluster.allow_unauthenticated=true",
+            1,
         )
     except KeyboardInterrupt:
         _leave("interrupted; the same command carries on where this one stopped", 130)
