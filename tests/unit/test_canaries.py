@@ -162,9 +162,10 @@ def test_as_a_published_table(tmp_path, song):
     (folder.path / "part-00000.parquet").write_bytes(pickle.dumps(Canary(song)))
     (folder.path / "_shards").mkdir(exist_ok=True)
     (folder.path / "_shards" / "part-00000.json").write_bytes(pickle.dumps(Canary(song)))
-    for read in (lambda: folder.read(0), folder.entries, folder.refuse_damaged):
+    for read in (lambda: folder.read(0), folder.entries):
         with pytest.raises(PrefloopError):
             read()
+    assert folder.drop_damaged() and folder.missing(1) == [0]
     assert not song.exists()
 
 
