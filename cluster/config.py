@@ -13,6 +13,11 @@ class ClusterConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str = Field("local", description="local, or a Ray address; local starts Ray on this machine")
+    allow_unauthenticated: bool = Field(
+        False,
+        description="use a cluster at an address that asks for no token, and so takes work from whoever reaches it; "
+        "the report says so",
+    )
     placement: Literal["split", "colocate"] = Field(
         "split",
         description="split: samplers, scorers and trainers hold their own devices; colocate: they take turns on the "

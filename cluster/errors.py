@@ -67,6 +67,19 @@ class Unreachable(ClusterError):
         self.address, self.reason = address, reason
 
 
+class Unprotected(ClusterError):
+    """The cluster takes work from whoever reaches it.
+
+    Args:
+        address: as configured.
+        reason: how that was seen.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address, self.reason = address, reason
+
+
 def last_words(log: Path, *, limit_bytes: int = 20_000) -> str:
     """The last line of a log that names an error, or its last line."""
     if not log.exists():

@@ -1,7 +1,7 @@
 """Ray, started for one run and stopped with it; engine noise goes to files.
 
-A local cluster has no dashboard, and takes no work from anybody without this session's token. Ray's ports listen on
-every interface, whatever its node address says; its metrics pages can be read without the token.
+A local cluster has no dashboard and no pages of metrics, and takes no work from anybody without this session's token:
+Ray's ports listen on every interface, whatever its node address says.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.access import refuse_unprotected
 from cluster.config import ClusterConfig
 from cluster.errors import NotEnough, Unreachable
 from cluster.resources import Devices, Node, Resources, place
@@ -36,6 +37,8 @@ def set_environment(config: ClusterConfig) -> None:
         # more stay, its warning of too many, 4 times this number, is for nobody.
         os.environ["RAY_worker_maximum_startup_concurrency"] = str(max(8, os.cpu_count() or 1))  # noqa: SIM112
         os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # noqa: SIM112 (so Ray spells it)
+        # Two pages of metrics would be there for whoever reaches the machine; Ray goes on without them.
+        os.environ["AUTOSCALER_METRIC_PORT"] = os.environ["DASHBOARD_METRIC_PORT"] = "-1"
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
@@ -65,6 +68,7 @@ def session(
         }
     else:
         _refuse_silence(config.address)
+        refuse_unprotected(config)
         if shipped:
             environment["py_modules"] = [str(path) for path in shipped]
     log_dir.mkdir(parents=True, exist_ok=True)

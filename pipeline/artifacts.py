@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,13 +24,14 @@ import pyarrow.parquet as pq
 from pipeline.files import read_json, replacing, write_json
 from pipeline.fingerprints import differing_fields, refuse_other_fingerprint
 from stages.contracts import Contract
-from stages.errors import ContractError, StageError
+from stages.errors import ContractError, InputError, StageError
 from stages.weights import file_sha256
 
 MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint.json"
 _REFUSED = "refused.json"
 _SHARDS = "_shards"
+_CHECK = "check"  # an entry's hash of itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,35 @@ class Entry:
     parents: list[str]
     drops: list[dict[str, Any]] = field(default_factory=list)
     stats: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, file: Path) -> Entry:
+        """A published entry.
+
+        Raises:
+            ContractError: if it is not as it was written.
+        """
+        try:
+            found = read_json(file)
+            check = found.pop(_CHECK)
+            entry = cls(**found)
+        except (InputError, AttributeError, KeyError, TypeError):
+            entry, check = None, None
+        if entry is None or check != entry._hash():
+            raise ContractError(
+                str(file),
+                wanted="a shard's entry, as published",
+                got="one that was changed",
+                fix="restore the file, or delete it to have the shard made again, and run again",
+            )
+        return entry
+
+    def write(self, file: Path) -> None:
+        """Publish it, with a hash of itself."""
+        write_json(file, asdict(self) | {_CHECK: self._hash()})
+
+    def _hash(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +153,7 @@ class StageFolder:
     def entries(self) -> list[Entry]:
         """Every published part, in order."""
         files = sorted((self.path / _SHARDS).glob("part-*.json"))
-        return [Entry(**read_json(file)) for file in files]
+        return [Entry.read(file) for file in files]
 
     def digest(self) -> str:
         """A hash of the published parts' hashes: what a result made from them goes by."""
@@ -140,18 +171,29 @@ class StageFolder:
                 self._entry_file(entry.shard).unlink()
                 (self.path / MANIFEST).unlink(missing_ok=True)
 
-    def refuse_damaged(self) -> None:
-        """Check that every published part is there in its full length (its bytes are checked when it is read).
+    def drop_damaged(self) -> list[str]:
+        """Take back the parts that are not as they were published, to be made again; a line for each finding."""
+        found = []
+        for file in sorted((self.path / _SHARDS).glob("part-*.json")):
+            if damage := self._damage(file):
+                file.unlink()
+                (self.path / MANIFEST).unlink(missing_ok=True)
+                found.append(damage)
+        return found
 
-        Raises:
-            ContractError: naming the first part that is not.
-        """
-        for entry in self.entries():
-            file = self.path / entry.file
-            length = file.stat().st_size if file.exists() else None
-            if length != entry.bytes:
-                got = "no such file" if length is None else f"{length} bytes"
-                raise self._not_as_published(entry, f"{entry.bytes} bytes, as published", got)
+    def _damage(self, entry_file: Path) -> str:
+        """What is wrong with a published part; nothing where it is whole."""
+        try:
+            entry = Entry.read(entry_file)
+        except ContractError:
+            return f"{entry_file} was changed"
+        file = self.path / entry.file
+        if not file.exists():
+            return f"{file} is gone"
+        length = file.stat().st_size
+        if length != entry.bytes:
+            return f"{file} has {length:,} of {entry.bytes:,} bytes"
+        return "" if file_sha256(file) == entry.sha256 else f"{file} was changed"
 
     def refuse_changed(self) -> None:
         """Check that a closed folder still holds what its manifest says, each part in its full length.
@@ -164,7 +206,7 @@ class StageFolder:
             raise _not_as_settled(manifest, "the manifest, as published", "no such file")
         for wanted in read_json(manifest)["shards"]:
             file, entry = self.path / wanted["file"], self._entry_file(wanted["shard"])
-            if not entry.exists() or read_json(entry) != wanted:
+            if not entry.exists() or asdict(Entry.read(entry)) != wanted:
                 got = "another" if entry.exists() else "no such file"
                 raise _not_as_settled(entry, "the entry, as in the manifest", got)
             length = file.stat().st_size if file.exists() else None
@@ -175,7 +217,7 @@ class StageFolder:
     # ---- a worker's side --------------------------------------------------------------------------------------------
 
     def entry(self, shard: int) -> Entry:
-        return Entry(**read_json(self._entry_file(shard)))
+        return Entry.read(self._entry_file(shard))
 
     def entry_or_none(self, shard: int) -> Entry | None:
         """A part's entry, if it is published."""
@@ -214,7 +256,7 @@ class StageFolder:
                 [dict(drop) for drop in drops],
                 dict(stats or {}),
             )
-            write_json(self._entry_file(shard), asdict(entry))
+            entry.write(self._entry_file(shard))
             return entry
 
     def read(self, shard: int) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -187,7 +188,7 @@ def _answer_for(work: Callable[[], Any]) -> None:
 
     0: done; 1: it could not be done; 2: the config is wrong; 70: a mistake of ours; 130: interrupted.
     """
-    from cluster.errors import KeptWaiting, NotEnough, Unreachable, WorkerLost
+    from cluster.errors import KeptWaiting, NotEnough, Unprotected, Unreachable, WorkerLost
 
     try:
         work()
@@ -211,12 +212,34 @@ def _answer_for(work: Callable[[], Any]) -> None:
         _leave(
             f"cluster.address\n  wanted: a Ray cluster\n  got:    {error.address}: {error.reason}\n  fix:    {fix}", 1
         )
+    except Unprotected as error:
+        fix = "start it with RAY_AUTH_MODE=token and a token (ray get-auth-token --generate), and set both here"
+        _leave(
+            "cluster.allow_unauthenticated\n  wanted: a cluster that takes work only with a token\n"
+            f"  got:    {error.address}: {error.reason}\n  fix:    {fix}; or, where everybody who reaches it may run "
+            "code on it, --set cluster.allow_unauthenticated=true",
+            1,
+        )
     except KeyboardInterrupt:
         _leave("interrupted; the same command carries on where this one stopped", 130)
     except Exception as error:  # the last line before the user
+        if _is_for_want_of_room(error):
+            fix = (
+                "make room there, or let run.keep drop old policies; the same command carries on where this one stopped"
+            )
+            _leave(f"a full disk\n  wanted: room to write\n  got:    {error}\n  fix:    {fix}", 1)
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
         first_line = (str(error).splitlines() or [""])[0]
         _leave(f"a mistake in prefloop: {type(error).__name__}: {first_line}{notes}", 70)
+
+
+def _is_for_want_of_room(error: BaseException | None) -> bool:
+    """Whether a file could not be written since its disk, or somebody's share of it, is full."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _leave(message: str, status: int) -> None:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import ROUND_SECTIONS, Config
+from pipeline.secret_words import refuse_secrets
 from pipeline.sections import NAME
 from stages.errors import ConfigError
 
@@ -31,6 +32,7 @@ def load_config(file: Path, overrides: Sequence[str] = ()) -> Config:
     values = _read(file)
     for override in overrides:
         _apply(values, override)
+    refuse_secrets(values, file=str(file))
     run = values.setdefault("run", {})
     if isinstance(run, dict) and "name" not in run:
         run["name"] = file.stem

@@ -102,13 +102,18 @@ def _from_hub(name: str, key: str) -> Path:
         ) from error
 
 
-def check_policy(folder: Path, *, key: str) -> None:
+def check_policy(folder: Path, *, key: str, ignore_auto_map: bool = False) -> None:
     """Refuse a folder that cannot be a policy.
+
+    Args:
+        ignore_auto_map: whether a model that names code of its own may be loaded without it.
 
     Raises:
         InputError: without a config, without safetensors, or with a model of another kind.
     """
     config = _model_config(folder, key)
+    if not ignore_auto_map:
+        _refuse_own_code(folder, key)
     kinds = config["architectures"]
     if any(kind.endswith(_NOT_CAUSAL) for kind in kinds):
         scores = any(kind.endswith("ForSequenceClassification") for kind in kinds)
@@ -122,8 +127,10 @@ def check_policy(folder: Path, *, key: str) -> None:
         )
 
 
-def check_reward(folder: Path, *, key: str) -> None:
-    """Refuse a folder that cannot be a reward model; see `check_reward_model`."""
+def check_reward(folder: Path, *, key: str, ignore_auto_map: bool = False) -> None:
+    """Refuse a folder that cannot be a reward model; see `check_reward_model` and `check_policy`."""
+    if not ignore_auto_map:
+        _refuse_own_code(folder, key)
     check_reward_model(_model_config(folder, key), where=f"{key}: {folder}")
 
 
@@ -156,6 +163,26 @@ def _model_config(folder: Path, key: str) -> dict[str, Any]:
         _refuse_broken(weights, key)
     _refuse_missing_files(folder, key)
     return config | {"architectures": kinds}
+
+
+def _refuse_own_code(folder: Path, key: str) -> None:
+    """Refuse a model whose files name Python code that comes with it.
+
+    Raises:
+        InputError: naming the file and the code.
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        found = read_json(file) if file.is_file() else {}
+        auto_map = found.get("auto_map") if isinstance(found, dict) else None
+        if auto_map:
+            code = ", ".join(map(str, auto_map.values())) if isinstance(auto_map, dict) else str(auto_map)
+            raise InputError(
+                f"{key}: {file}",
+                wanted="a model without code of its own, which is never run here",
+                got=f"auto_map: {code}",
+                fix="--set run.ignore_auto_map=true to load it by transformers' own class, where there is one",
+            )
 
 
 def _refuse_missing_files(folder: Path, key: str) -> None:

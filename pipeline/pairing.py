@@ -93,6 +93,7 @@ def pairing(
         len(prompts.entries()),
         lambda missing: [job(shard) for shard in missing],
         lambda _: shop.crew.tasks,
+        shop.tell_damage,
         made_from=[prompts, candidates, scored],
     )
 

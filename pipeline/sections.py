@@ -26,6 +26,11 @@ class RunSection(Settings):
     name: str = Field(pattern=NAME, description="of the run's folder")
     dir: Path = where(Path("runs"), description="where run folders lie")
     seed: int = Field(0, ge=0)
+    ignore_auto_map: bool = where(
+        False,
+        description="load a model whose config names code of its own (auto_map) by transformers' own class; that code "
+        "is never run. False: such a model is refused",
+    )
     tensorboard: bool = where(
         True, description="curves of metrics and evaluations for TensorBoard, in the run's folder"
     )

@@ -124,8 +124,8 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make, needs: 
     policy = None
     if "policy" in needs:
         policy = models.resolve(config.policy.path, key="policy.path", maker=maker)
-        models.check_policy(policy, key="policy.path")
-    find = _Finder(maker, needs)
+        models.check_policy(policy, key="policy.path", ignore_auto_map=config.run.ignore_auto_map)
+    find = _Finder(maker, needs, ignore_auto_map=config.run.ignore_auto_map)
     evaluate = config.evaluate if "evaluation" in needs else None
     evaluation = texts = None
     if evaluate is not None:
@@ -147,8 +147,8 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make, needs: 
 class _Finder:
     """Resolves names, each once."""
 
-    def __init__(self, maker: models.Maker, needs: Sequence[str]) -> None:
-        self._maker, self._needs = maker, needs
+    def __init__(self, maker: models.Maker, needs: Sequence[str], *, ignore_auto_map: bool) -> None:
+        self._maker, self._needs, self._ignore_auto_map = maker, needs, ignore_auto_map
         self._data: dict[tuple[str, Part], DataSource] = {}
         self._rewards: dict[str, RewardSource] = {}
         self._policies: dict[str, Weights] = {}
@@ -174,7 +174,7 @@ class _Finder:
     def _policy(self, name: str, key: str) -> Weights:
         if name not in self._policies:
             folder = models.resolve(name, key=key, maker=self._maker)
-            models.check_policy(folder, key=key)
+            models.check_policy(folder, key=key, ignore_auto_map=self._ignore_auto_map)
             self._policies[name] = Weights.found(folder, round=0)
         return self._policies[name]
 
@@ -192,16 +192,15 @@ class _Finder:
     def _reward(self, reward: RewardConfig, name: str, key: str) -> RewardSource:
         same = f"{name} {reward.model_dump_json()}"
         if same not in self._rewards:
-            self._rewards[same] = _reward_source(reward, name, key, self._maker)
+            self._rewards[same] = self._reward_source(reward, name, key)
         return self._rewards[same]
 
-
-def _reward_source(reward: RewardConfig, name: str, key: str, maker: models.Maker) -> RewardSource:
-    if isinstance(reward, FunctionReward):
-        return RewardSource(reward, name, key, None, _function_sha256(reward.target))
-    folder = models.resolve(reward.path, key=f"{key}.path", maker=maker)
-    models.check_reward(folder, key=f"{key}.path")
-    return RewardSource(reward, name, f"{key}.path", folder, f"{weights_sha256(folder)} {files_sha256(folder)}")
+    def _reward_source(self, reward: RewardConfig, name: str, key: str) -> RewardSource:
+        if isinstance(reward, FunctionReward):
+            return RewardSource(reward, name, key, None, _function_sha256(reward.target))
+        folder = models.resolve(reward.path, key=f"{key}.path", maker=self._maker)
+        models.check_reward(folder, key=f"{key}.path", ignore_auto_map=self._ignore_auto_map)
+        return RewardSource(reward, name, f"{key}.path", folder, f"{weights_sha256(folder)} {files_sha256(folder)}")
 
 
 def own_objectives(config: Config) -> list[str]:

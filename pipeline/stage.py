@@ -34,6 +34,7 @@ class Stage:
         num_shards: how many parts each output has.
         jobs: from missing shards to jobs, one for each in a flow.
         workers: starts, or gives, whoever runs them; not called when nothing is missing.
+        tell_damage: told of each published part that is not as it was published, and is made again.
         made_from: the tables of whose parts each of its parts is made.
     """
 
@@ -43,6 +44,7 @@ class Stage:
     num_shards: int
     jobs: Callable[[list[int]], Sequence[Callable[..., Any]]]
     workers: Callable[[Bar | None], Any]
+    tell_damage: Callable[[str], object]
     made_from: Sequence[StageFolder] = ()
 
     def claim(self) -> None:
@@ -55,15 +57,15 @@ class Stage:
             output.begin(self.fingerprint)
 
     def begin(self) -> list[int]:
-        """Claim the outputs and find the shards that are missing.
+        """Claim the outputs, take back what is damaged, and find the shards that are missing.
 
         Raises:
             FingerprintError: if a folder holds a result made from something else.
-            ContractError: if a published part is missing or cut.
         """
         self.claim()
         for output in self.outputs:
-            output.refuse_damaged()
+            for damage in output.drop_damaged():
+                self.tell_damage(damage)
             output.drop_stale(self.made_from)
         return sorted({shard for output in self.outputs for shard in output.missing(self.num_shards)})
 
@@ -96,7 +98,6 @@ def run_stage(stage: Stage, console: Console) -> Done:
 
     Raises:
         FingerprintError: if a folder holds a result made from something else.
-        ContractError: if a published part is missing or cut.
         PrefloopError: what a job refuses.
     """
     watch, missing = Stopwatch(), stage.begin()

@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,8 +121,9 @@ def opened(
         raise
     except Exception as error:
         crash = log_dir / "crash.log"
-        crash.write_text(traceback.format_exc(), encoding="utf-8")
-        error.add_note(f"traceback: {crash}")
+        with suppress(OSError):  # of a full disk
+            crash.write_text(traceback.format_exc(), encoding="utf-8")
+            error.add_note(f"traceback: {crash}")
         raise
 
 

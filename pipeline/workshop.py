@@ -45,8 +45,13 @@ class Workshop:
         workers: Callable[[Bar | None], Mapper] | None = None,
     ) -> Done:
         """See `run_stage`; stateless tasks do it where no `workers` are named."""
-        stage = Stage(name, outputs, fingerprint, num_shards, jobs, workers or (lambda _: self.crew.tasks))
+        workers = workers or (lambda _: self.crew.tasks)
+        stage = Stage(name, outputs, fingerprint, num_shards, jobs, workers, self.tell_damage)
         return run_stage(stage, self.console)
+
+    def tell_damage(self, damage: str) -> None:
+        """A line for a published part that is made again, since it is not as it was published."""
+        self.console.line("", "damaged", f"{damage}; it is made again")
 
     # ---- sample -----------------------------------------------------------------------------------------------------
 
@@ -77,6 +82,7 @@ class Workshop:
             len(prompts.entries()),
             lambda missing: [jobs.SampleShard(i, prompts, out, weights, how, draw) for i in missing],
             lambda _: self.sync.samplers(weights, config),
+            self.tell_damage,
             made_from=[prompts],
         )
 
@@ -115,6 +121,7 @@ class Workshop:
             len(prompts.entries()),
             lambda missing: [jobs.ScoreShard(i, prompts, candidates, first, round) for i in missing],
             lambda _: self.crew.scorers(config, rewards),
+            self.tell_damage,
             made_from=[prompts, candidates],
         )
 

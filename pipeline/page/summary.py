@@ -53,6 +53,8 @@ def facts(settings: Mapping[str, Any], num_settled: int, asked: int | None) -> l
         ("evaluated on", _evaluated_on(settings.get("evaluate"))),
         ("seed", str(settings.get("run", {}).get("seed"))),
     ]
+    if (settings.get("cluster") or {}).get("allow_unauthenticated"):
+        told.append(("cluster", "one that asks for no token was allowed (cluster.allow_unauthenticated)"))
     by_round = [(key, ", then ".join(map(str, found))) for key, found in (settings.get("schedules") or {}).items()]
     return told + by_round + _of_single_rounds(settings.get("rounds"), asked or 0)
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from itertools import islice
@@ -78,17 +79,21 @@ def look(configs: Sequence[Config], *, beside: Path | None = None) -> Survey:
     Raises:
         PrefloopError: for a file that is here and cannot be used.
     """
-    policy = _model(configs[0].policy.path, "policy.path", models.check_policy)
+    check_policy, check_reward = (
+        partial(check, ignore_auto_map=configs[0].run.ignore_auto_map)
+        for check in (models.check_policy, models.check_reward)
+    )
+    policy = _model(configs[0].policy.path, "policy.path", check_policy)
     rewards: dict[str, Model] = {}
     data: dict[str, DataFile] = {}
     missing = [policy.missing, *_missing_evaluation(configs[0].evaluate)]
     for config in configs:
-        missing += [_missing_reference(name) for name in config.references if is_policy_name(name)]
+        missing += [_missing_reference(name, check_policy) for name in config.references if is_policy_name(name)]
         for index, reward in enumerate(config.rewards):
             if isinstance(reward, FunctionReward):
                 missing.append(_missing_module(reward.target, f"score.rewards.{index}.target", beside))
             elif reward.path not in rewards:
-                found = _model(reward.path, f"score.rewards.{index}.path", models.check_reward)
+                found = _model(reward.path, f"score.rewards.{index}.path", check_reward)
                 rewards[reward.path] = found
                 missing.append(found.missing)
         section, key = (config.prompts, "prompts") if config.prompts is not None else (config.pairs, "pairs")
@@ -100,12 +105,12 @@ def look(configs: Sequence[Config], *, beside: Path | None = None) -> Survey:
     return Survey(policy, rewards, data, list(dict.fromkeys(words for words in missing if words)))
 
 
-def _missing_reference(name: str) -> str | None:
+def _missing_reference(name: str, check: Callable[..., None]) -> str | None:
     folder = models.find_here(name, key="reference")
     if folder is None:
         return f"reference {name} is not on this machine"
     if any(folder.glob("*.safetensors")):
-        models.check_policy(folder, key="reference")
+        check(folder, key="reference")
     return None
 
 

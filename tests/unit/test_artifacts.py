@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline.artifacts import StageFolder
 from pipeline.files import read_json
@@ -54,16 +56,48 @@ def test_a_file_without_an_entry_does_not_count(folder):
     assert read_json(folder.path / "manifest.json")["rows"] == 2
 
 
-def test_a_part_that_is_gone_or_cut_is_found_without_reading_it(folder):
-    file = folder.path / folder.publish(0, table()).file
-    folder.refuse_damaged()
+def flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("what", ["part", "entry"])
+@pytest.mark.parametrize("damage", [flip, lambda content: content[:-9], lambda _: b"", lambda _: b"{}"])
+def test_a_damaged_part_is_named_and_made_again_and_the_others_stand(folder, what, damage):
+    entries = [folder.publish(shard, table()) for shard in range(2)]
+    folder.close(2)
+    assert folder.drop_damaged() == [] and folder.is_closed()
+    file = folder.path / (entries[0].file if what == "part" else "_shards/part-00000.json")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ContractError, match=file.name):
+        folder.read(0)
+    (found,) = folder.drop_damaged()
+    assert str(file) in found
+    assert folder.missing(2) == [0] and not folder.is_closed()
+    assert folder.publish(0, table()) == entries[0] and folder.drop_damaged() == []
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_byte_of_an_entry_changes_unseen(folder, data):
+    folder.publish(0, table())
+    file = folder.path / "_shards" / "part-00000.json"
     content = file.read_bytes()
-    file.write_bytes(content[:-1])
-    with pytest.raises(ContractError, match="part-00000.parquet"):
-        folder.refuse_damaged()
+    place, bit = data.draw(st.integers(0, len(content) - 1)), data.draw(st.integers(0, 7))
+    file.write_bytes(content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :])
+    try:
+        found = folder.entry(0)
+    except ContractError:
+        return
+    finally:
+        file.write_bytes(content)
+    assert found == folder.entry(0), "only the space between its words changed"
+
+
+def test_a_part_that_is_gone_is_made_again(folder):
+    file = folder.path / folder.publish(0, table()).file
     file.unlink()
-    with pytest.raises(ContractError, match="no such file"):
-        folder.refuse_damaged()
+    assert folder.drop_damaged() == [f"{file} is gone"] and folder.missing(1) == [0]
 
 
 def test_any_changed_file_of_a_finished_model_is_found(tmp_path):
