@@ -1,0 +1,82 @@
+"""Updates that are written down on the way, and gone on with from there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer_cases import BASE, SEED, rows_of
+
+from pipeline.checkpoints import CheckpointFolder
+from stages.protocols import Moments, Weights
+from stages.update.config import UpdateConfig
+from stages.update.rows import answers_of
+
+EVERY = 2  # steps
+LAST = 6  # the step of the newest checkpoint: three epochs of 11 pairs in batches of 4 make 9 steps, and 8 is removed
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An update of 9 steps."""
+
+    dtype: str = "float32"
+    rows: str | int = 11
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def config(self, **more: Any) -> UpdateConfig:
+        # A rate at which rejected answers rise above their references and fall again, so that steps skip and do not.
+        options = {"learning_rate": 1e-3, "num_train_epochs": 3, **dict(self.options)} | more
+        return UpdateConfig(**BASE | options)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"update": self.config().identity()}
+
+
+def kind(rows: str | int = 11, dtype: str = "float32", **options: Any) -> Kind:
+    return Kind(dtype, rows, tuple(options.items()))
+
+
+def trained(
+    start: Path, kind: Kind, home: Path | None, *, moments: Moments | None = None, **more: Any
+) -> dict[str, Any]:
+    """What an update leaves on this rank: weights, moments, value head, steps.
+
+    Args:
+        home: where its checkpoints lie; None: nowhere.
+        more: settings that say where and how it runs.
+    """
+    from stages.update import deepspeed_engine
+    from stages.update.worker import Trainer
+
+    config, steps = kind.config(**more), []
+    trainer = Trainer(config, dtype=kind.dtype, pad_token=None, num_threads=1)
+    trainer.load(Weights.found(start, round=0))
+    rows = rows_of(kind.rows)
+    summary = trainer.update(
+        rows,
+        [trainer.logps(answers_of(rows))],
+        own_reference=0,
+        seed=SEED,
+        on_step=steps.append,
+        moments=moments,
+        checkpoints=None if home is None else CheckpointFolder(home, kind.fingerprint(), config),
+    )
+    head = trainer._value_head
+    return {
+        "weights": dict(deepspeed_engine.trained_state(trainer._engine)),
+        "moments": {name: t.clone() for name, t in deepspeed_engine.moments(trainer._engine)},
+        "head": {} if head is None else head.state(),
+        "steps": [{name: value for name, value in step.items() if name != "step_s"} for step in steps],
+        "resumed_at": summary.resumed_at,
+        "first": summary.first["loss"],
+        "gate_floor": summary.gate_floor,
+    }
+
+
+def drop_newest(home: Path) -> None:
+    """Remove the newest checkpoint, so that it goes on from the one before."""
+    import shutil
+
+    shutil.rmtree(max((home / "checkpoint").iterdir()))
