@@ -61,3 +61,53 @@ def test_it_ends_with_the_same_bits(policy_folder, tmp_path):
 @pytest.mark.parametrize("world", [1, 2])
 def test_every_kind_of_update_ends_with_the_same_bits(policy_folder, tmp_path, world):
     check(on_ranks(world, interrupted, policy_folder, tmp_path, KINDS))
+
+
+# ---- on another number of workers, under another ZeRO stage ---------------------------------------------------------
+
+MOVED = {
+    "all weights": kind(),
+    "value head": kind("pairs", **VALUED),
+    "adapters": kind(lora={"r": 4}),
+    "bfloat16": kind(dtype="bfloat16", micro_batch_size=1),
+}
+
+
+def written(start: Path, out: Path, stage: int):
+    """Each update in one go; and its checkpoint after six steps."""
+    found = {}
+    for name, made in MOVED.items():
+        found[name] = trained(start, made, None, zero_stage=stage)
+        trained(start, made, out / name, zero_stage=stage, checkpoint_steps=2)
+        if dist.get_rank() == 0:
+            drop_newest(out / name)
+        dist.barrier()
+    return found
+
+
+def resumed(start: Path, out: Path, stages: list[int]):
+    return {
+        (name, stage): trained(start, made, out / name, zero_stage=stage)
+        for name, made in MOVED.items()
+        for stage in stages
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("writers", "stage", "readers", "stages"), [(1, 3, 2, [0, 1, 2, 3]), (2, 2, 1, [0, 1, 2, 3]), (2, 1, 3, [2, 3])]
+)
+def test_another_number_of_workers_and_another_stage_end_within_rounding(
+    policy_folder, tmp_path, writers, stage, readers, stages
+):
+    (whole, *_) = on_ranks(writers, written, policy_folder, tmp_path, stage)
+    for rank in on_ranks(readers, resumed, policy_folder, tmp_path, stages):
+        for (name, found_stage), found in rank.items():
+            assert found["resumed_at"] == LAST
+            far = distance(found["weights"], whole[name]["weights"])
+            print(writers, stage, readers, found_stage, name, far)
+
+
+def distance(these: dict[str, torch.Tensor], those: dict[str, torch.Tensor]) -> float:
+    """The greatest distance of a weight from its other."""
+    return max((these[name] - tensor).abs().max().item() for name, tensor in those.items())
