@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 
 from stages.protocols import Moments, Weights
-from stages.update import deepspeed_engine
+from stages.update import checkpoint, deepspeed_engine
 from stages.update.allocation import give_back_freed_memory
+from stages.update.checkpoint import Resumed
 from stages.update.config import UpdateConfig
 from stages.update.exactness import Sharing
 from stages.update.lora import add_adapters, merged_policy, save_adapters
@@ -86,6 +87,13 @@ class Holder:
         """Called before a step: even one that is refused may change the weights."""
         self.num_steps += 1
         self.identity = self._moments = None
+
+    def resume(self, folder: Path) -> Resumed:
+        """Hold a checkpoint's weights and moments; those of the update's start were loaded before."""
+        self.stepping()
+        resumed = checkpoint.restore(folder, self.engine)
+        self.num_steps = len(resumed.steps)
+        return resumed
 
     def _stop(self) -> None:
         if self.engine is not None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from stages.update import checkpoint
-from stages.update.checkpoint import Checkpoints, Progress, StepMetrics
+from stages.update.checkpoint import Checkpoints, Resumed, StepMetrics
 from stages.update.metrics import UpdateSummary
 from stages.update.objectives.base import Loss
 from stages.update.rows import Row
@@ -40,7 +40,7 @@ class Loop:
     stepping: Callable[[], None]
     on_step: Callable[[StepMetrics], None] | None
 
-    def run(self, resumed: Progress | None) -> UpdateSummary:
+    def run(self, resumed: Resumed | None) -> UpdateSummary:
         """Make every step, or those that are left."""
         steps: list[StepMetrics] = []
         for metrics in resumed.steps if resumed is not None else ():
@@ -69,10 +69,8 @@ class Loop:
 
     def _keep(self, checkpoints: Checkpoints, steps: list[StepMetrics]) -> None:
         """Write a checkpoint, if one is due."""
-        at = self.stepper
-        if checkpoint.is_due(checkpoints, len(steps), at.device):
-            progress = Progress(steps, at.gate_floor, at.skipping.active_share)
-            checkpoint.write(checkpoints, at.engine, progress, at.value_head)
+        if checkpoint.is_due(checkpoints, len(steps), self.stepper.device):
+            checkpoint.write(checkpoints, self.stepper, steps)
 
     def _begins_at_ln2(self) -> bool:
         """Whether the policy was the only reference, and the loss is ln 2 there."""

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from stages.protocols import Moments, Weights
 from stages.update import checkpoint, deepspeed_engine
 from stages.update.batching import deal, global_batches
-from stages.update.checkpoint import Checkpoints, Progress
+from stages.update.checkpoint import Checkpoints, Resumed
 from stages.update.config import FLOAT32_GATE_FLOOR, UpdateConfig
 from stages.update.forward import Forward, refuse_without_auxiliary
 from stages.update.gate_floor import NUM_ANSWERS, measured_gate_floor
@@ -165,18 +165,14 @@ class Trainer:
             global_batches(len(rows), size=config.global_batch_size, num_epochs=config.num_train_epochs, seed=seed)
         )
         found = checkpoint.newest_of(checkpoints)
-        if found is None:
+        resumed = self._holder.resume(found) if found is not None else None
+        if resumed is None:
             self._holder.take_moments(moments)
-        else:
-            self._holder.stepping()
-        resumed = checkpoint.restore(found, self._engine) if found is not None else None
         stepper = self._stepper(rows, references, len(batches), value_head, resumed)
-        if found is None or resumed is None:
+        if resumed is None:
             seed_rank(seed, 0, self.rank)
         else:
-            if self._value_head is not None:
-                checkpoint.restore_value_head(found, self._value_head)
-            checkpoint.restore_random_numbers(found, step=len(resumed.steps), seed=seed)
+            checkpoint.restore_random_numbers(resumed, seed=seed)
         loop = Loop(
             stepper=stepper,
             rows=rows,
@@ -194,7 +190,7 @@ class Trainer:
         references: Sequence[Mapping[str, float]],
         num_steps: int,
         value_head: Path | None,
-        resumed: Progress | None,
+        resumed: Resumed | None,
     ) -> Stepper:
         config = self.config
         if "auxiliary" in config.needs:
@@ -205,7 +201,9 @@ class Trainer:
             gate_floor = self._gate_floor(rows) if resumed is None else resumed.gate_floor
         losses = config.losses(gate_floor=gate_floor)
         self._value_head = new_value_head(losses, deepspeed_engine.model_of(self._engine), self.device)
-        if self._value_head is not None and value_head is not None:
+        if self._value_head is not None and resumed is not None:
+            checkpoint.restore_value_head(resumed, self._value_head)
+        elif self._value_head is not None and value_head is not None:
             self._value_head.restore(value_head)
         scoring = self._scoring([*answers_of(rows), *streams_of(rows)], wants_states=self._value_head is not None)
         return Stepper(

@@ -32,7 +32,7 @@ def written(folder: Path, *steps: int, into: CheckpointFolder | None = None) -> 
     for step in steps:
         with into.writing(step) as place:
             write_tensors(place, [("a", torch.arange(5.0) + step), ("b", torch.ones(3))], file_bytes=1)
-            (place / "progress.json").write_text(json.dumps({"step": step}))
+            (place / "numbers.json").write_text(json.dumps({"step": step}))
         found.append(place)
     return found
 
@@ -81,7 +81,7 @@ def test_whatever_is_damaged_is_named_and_the_one_before_is_taken(tmp_path, capl
 
 def test_with_every_one_damaged_there_is_none_and_a_part_of_one_is_none(tmp_path, caplog):
     before, last = written(tmp_path, 2, 4)
-    (before / "progress.json").unlink()
+    (before / "numbers.json").unlink()
     (last / "manifest.json").unlink()
     with caplog.at_level(logging.WARNING):
         assert checkpoints(tmp_path).newest() is None
@@ -99,7 +99,7 @@ def test_one_of_another_update_does_not_count_and_goes_with_the_next(tmp_path, c
 
 def test_what_was_resumed_from_stays_until_two_newer_ones_are_there(tmp_path):
     _, last = written(tmp_path, 2, 4)
-    (last / "progress.json").unlink()
+    (last / "numbers.json").unlink()
     resumed = checkpoints(tmp_path)
     assert resumed.newest().name == "step-000002"
     names = []
