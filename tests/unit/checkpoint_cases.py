@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from trainer_cases import BASE, SEED, rows_of
 
 from pipeline.checkpoints import CheckpointFolder
@@ -13,13 +15,10 @@ from stages.protocols import Moments, Weights
 from stages.update.config import UpdateConfig
 from stages.update.rows import answers_of
 
-EVERY = 2  # steps
-LAST = 6  # the step of the newest checkpoint: three epochs of 11 pairs in batches of 4 make 9 steps, and 8 is removed
-
 
 @dataclass(frozen=True)
 class Kind:
-    """An update of 9 steps."""
+    """An update of some steps."""
 
     dtype: str = "float32"
     rows: str | int = 11
@@ -75,8 +74,10 @@ def trained(
     }
 
 
-def drop_newest(home: Path) -> None:
-    """Remove the newest checkpoint, so that it goes on from the one before."""
-    import shutil
-
-    shutil.rmtree(max((home / "checkpoint").iterdir()))
+def without_newest(home: Path) -> int:
+    """Remove the newest checkpoint, so that it goes on from the one before; the step of that one."""
+    if dist.get_rank() == 0:
+        shutil.rmtree(max((home / "checkpoint").iterdir()))
+    dist.barrier()
+    (left,) = (home / "checkpoint").iterdir()
+    return int(left.name.removeprefix("step-"))
