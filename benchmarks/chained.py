@@ -206,8 +206,10 @@ def evaluate(work: Work) -> None:
 def _trainer(config: Config) -> Any:
     import torch.distributed as dist
 
+    from stages.update.allocation import keep_freed_memory
     from stages.update.worker import Trainer
 
+    keep_freed_memory()  # as the trainer's process of a run does
     return Trainer(
         config.update,
         dtype=config.policy.dtype,

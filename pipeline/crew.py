@@ -87,9 +87,13 @@ class BuildTrainer:
     num_threads: int
 
     def __call__(self) -> object:
+        from stages.update.allocation import keep_freed_memory
         from stages.update.worker import Trainer
 
-        return Trainer(self.config, dtype=self.dtype, pad_token=self.pad_token, num_threads=self.num_threads)
+        trainer = Trainer(self.config, dtype=self.dtype, pad_token=self.pad_token, num_threads=self.num_threads)
+        if trainer.device.type == "cpu":
+            keep_freed_memory()
+        return trainer
 
 
 class Crew:

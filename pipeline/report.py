@@ -136,6 +136,8 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
             told += f", reward margin {first['rewards/margins']:.3f} -> {last['rewards/margins']:.3f}"
         if (active := last.get("rejected_active")) is not None:
             told += f"; in the last step {share(active, 1)} of the rejected answers stood above their reference"
+        if update.get("resumed_at") is not None:
+            told += f"; it went on from step {update['resumed_at']}"
         lines.append(told)
     if "idle_share" in report:
         told = f"  timed    {duration(report['seconds'])}, no stage at work {share(report['idle_share'], 1)} of it"

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import figures
 from pipeline.artifacts import StageFolder
+from pipeline.checkpoints import drop_checkpoints
 from pipeline.console import Stopwatch, duration
 from pipeline.jobs import training
 from pipeline.jobs.engine_logps import EngineGap, TakeEngineLogps, taken_gap
@@ -152,6 +153,7 @@ class Updater:
             manifest = found_model(policy, fingerprint)
             assert manifest is not None, "the training group published no policy"
             self._at.tell("update", figures.updated_line(manifest["update"], watch.seconds, rows=data.contract.name))
+        drop_checkpoints(self._at.folder)
         self._at.figures["update"] = manifest["update"]
         master = self._at.folder / "master" if manifest["master_sha256"] else None
         return Weights(policy, manifest["sha256"], self._at.number, master, manifest["master_sha256"])

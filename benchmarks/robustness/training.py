@@ -15,6 +15,7 @@ from stages.errors import StageError
 from stages.protocols import Weights
 from stages.score.config import PairConfig
 from stages.score.pairing.stage import pair
+from stages.update.allocation import keep_freed_memory
 from stages.update.config import UpdateConfig
 from stages.update.rows import PairRow, answers_of, pair_rows
 from stages.update.worker import Trainer
@@ -24,6 +25,7 @@ class Training:
     """One trainer for all cells, in this process."""
 
     def __init__(self, num_threads: int) -> None:
+        keep_freed_memory()
         self._trainer = Trainer(UpdateConfig(zero_stage=0), dtype="float32", pad_token=None, num_threads=num_threads)
 
     def on_table(self, task: Task, cell: Cell) -> Figures:

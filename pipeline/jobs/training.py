@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.artifacts import StageFolder
+from pipeline.checkpoints import CheckpointFolder
 from pipeline.jobs.probes import ProbeFolder
 from pipeline.model_folders import OPTIMIZER, close_model, found_model
 from pipeline.tensorboard import StepCurves
@@ -172,6 +173,7 @@ class UpdatePolicy:
                 on_step=on_step,
                 value_head=self.value_head,
                 moments=self.moments,
+                checkpoints=CheckpointFolder(self.folder, self.fingerprint, self.config),
             )
             stepped = time.time()
         result = trainer.save(self.folder, round=self.round)

@@ -90,6 +90,12 @@ class UpdateConfig(Settings):
     num_threads: int | None = where(
         None, ge=1, description="a worker's CPU threads where it has no GPU; null: its share of all cores"
     )
+    checkpoint_minutes: float | None = where(
+        10.0, gt=0, description="time after which an update that goes on is written down, to resume there; null: never"
+    )
+    checkpoint_steps: int | None = where(
+        None, ge=1, description="optimizer steps after which it is written down too; null: by time alone"
+    )
     device: Literal["auto", "cpu", "cuda"] = where("auto", description="auto: a GPU a worker, where there are GPUs")
 
     @model_validator(mode="after")

@@ -38,13 +38,18 @@ _PUSHED, _PUSHABLE = "rejected tokens with a gradient", "rejected tokens"  # who
 
 @dataclass(frozen=True, slots=True)
 class UpdateSummary:
-    """An update as figures: steps made, pairs or groups trained on, first and last step's metrics, the gate's floor."""
+    """An update as figures: steps made, pairs or groups trained on, first and last step's metrics, the gate's floor.
+
+    Attributes:
+        resumed_at: the step whose checkpoint it went on from; None where it was made in one go.
+    """
 
     num_steps: int
     num_pairs: int
     first: dict[str, float]
     last: dict[str, float]
     gate_floor: float | None
+    resumed_at: int | None = None
 
 
 def _contrast(pairs: Pairs, *, beta: float, gate_floor: float) -> dict[str, torch.Tensor]:

@@ -46,6 +46,15 @@ class Prefloop:
         out, err = process.communicate(timeout=120)
         return Outcome(process.returncode, out, err)
 
+    def disturbed(self, *overrides: str, when: Callable[[], bool], disturb: Callable[[], object]) -> Outcome:
+        """Run to its end; once `when` holds, `disturb` is called."""
+        process = self._start("configs/quickstart.yaml", overrides)
+        while process.poll() is None and not when():
+            time.sleep(0.02)
+        disturb()
+        out, err = process.communicate(timeout=400)
+        return Outcome(process.returncode, out, err)
+
     def status(self, folder: Path) -> Outcome:
         return self.command("status", folder)
 
