@@ -64,7 +64,7 @@ def result_table(rounds: list[dict[str, Any]]) -> Table:
     for report, besides in zip(rounds, named, strict=True):
         figures, update = report.get("evaluate", {}), report.get("update")
         table.add_row(
-            f"after round {report['round']}" if report["round"] else "before",
+            _row_name(report),
             f"{figures['reward']:.2f} ± {figures['reward_se']:.2f}" if figures else "-",
             share(figures["win_rate"], 1) if figures else "-",
             *[_three_decimals(besides.get(name)) for name in more],
@@ -72,6 +72,13 @@ def result_table(rounds: list[dict[str, Any]]) -> Table:
             f"{update['last']['loss']:.3f}" if update else "",
         )
     return table
+
+
+def _row_name(report: Mapping[str, Any]) -> str:
+    if not report["round"]:
+        return "before"
+    refused = {"hold": ", held", "roll_back": ", rolled back"}
+    return f"after round {report['round']}{refused.get(report.get('decision', ''), '')}"
 
 
 def rows_made(report: Mapping[str, Any]) -> str:

@@ -173,13 +173,15 @@ class Updater:
 
     @property
     def _moments(self) -> Moments | None:
-        """AdamW's moments after the round before, where they are to be kept and were."""
-        before = self._at.shop.folder / f"round-{self._at.number - 1:04d}"
-        return found_moments(before) if self._at.config.update.keep_optimizer else None
+        """AdamW's moments of the update that made the start, where they are to be kept and were."""
+        if not self._at.config.update.keep_optimizer or not self._at.policies.line:
+            return None
+        return found_moments(self._at.shop.folder / f"round-{self._at.policies.line[0]:04d}")
 
     @property
     def _value_head(self) -> Path | None:
-        """The value head of the last round before this one that has one; with none, training begins with a new one."""
-        run, number = self._at.shop.folder, self._at.number
-        earlier = (run / f"round-{before:04d}" / "value_head" for before in range(number - 1, 0, -1))
+        """The value head of the last of the rounds that led here which has one; with none, training begins with a new
+        one."""
+        run = self._at.shop.folder
+        earlier = (run / f"round-{before:04d}" / "value_head" for before in self._at.policies.line)
         return next((folder for folder in earlier if folder.exists()), None)

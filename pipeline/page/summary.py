@@ -11,6 +11,7 @@ import yaml
 
 from pipeline.config import entry_of
 from pipeline.console import share
+from pipeline.gate import is_promoted
 from pipeline.page.charts import number
 from pipeline.page.curves import finite
 from stages.vocab import FATE_MEANINGS, Fate
@@ -139,13 +140,20 @@ def headline(reports: Sequence[Report], result_round: int | None) -> str:
 
 def warnings(reports: Sequence[Report]) -> list[str]:
     """What a reader should look at before trusting the reward."""
+    refused = [
+        f"The result of round {report['round']} was not promoted ({report['decision']}): {report['reason']}."
+        for report in reports
+        if report["round"] and not is_promoted(report)
+    ]
     evaluated = [
-        report["evaluate"] for report in reports if finite(report.get("evaluate", {}).get("reward")) is not None
+        report["evaluate"]
+        for report in reports
+        if is_promoted(report) and finite(report.get("evaluate", {}).get("reward")) is not None
     ]
     if len(evaluated) < 2 or not evaluated[-1]["reward"] > evaluated[0]["reward"]:
-        return []
+        return refused
     first, last = (found.get("holdout", {}) for found in (evaluated[0], evaluated[-1]))
-    return [
+    return refused + [
         f"The reward rose while {name}, which training never sees, fell from {first[name]:.3f} to {last[name]:.3f}: "
         "the reward may be gamed. Read the rows below."
         for name in sorted(first.keys() & last.keys())
@@ -194,6 +202,8 @@ def round_table(reports: Sequence[Report]) -> RoundTable:
         },
         "KL, nats": [_figure(report.get("evaluate", {}).get("kl")) for report in reports],
         "given texts, nats a token": [_figure(report.get("evaluate", {}).get("texts_nll")) for report in reports],
+        "tokens an answer": [_figure(report.get("evaluate", {}).get("length")) for report in reports],
+        "4-grams said before": [_percent(report.get("evaluate", {}).get("repetition")) for report in reports],
         "pairs": [_count(report.get("pairs", {}).get("num_pairs")) for report in reports],
         "groups": [_count(report.get("groups", {}).get("num_groups")) for report in reports],
         "mean margin": [_figure(report.get("pairs", {}).get("margin_mean")) for report in reports],
