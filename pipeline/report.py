@@ -144,6 +144,10 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
         if (active := last.get("rejected_active")) is not None:
             told += f"; in the last step {share(active, 1)} of the rejected answers stood above their reference"
         lines.append(told)
+    if skipped := (update or report.get("ended_update", {})).get("num_skipped"):
+        lines.append(
+            f"  skipped  {skipped} optimizer steps; skipped.jsonl in the round's folder says why, with the ids"
+        )
     if "idle_share" in report:
         told = f"  timed    {duration(report['seconds'])}, no stage at work {share(report['idle_share'], 1)} of it"
         if "first_answers_s" in report:

@@ -76,6 +76,11 @@ class Round:
         if ahead is not None:
             self._at.figures.update(ahead.figures)
 
+    @property
+    def why_no_result(self) -> str:
+        """Why the guard ended the update without a policy."""
+        return str(self._at.figures["ended_update"]["ended"])
+
     # ---- what a round does ------------------------------------------------------------------------------------------
 
     def collect(self, policy: Weights) -> StageFolder:
@@ -90,7 +95,7 @@ class Round:
         """The log-probs of all answers to train on under each reference; see `Updater.reference_logps`."""
         return self._updater.reference_logps(data, references)
 
-    def update(self, start: Weights, data: StageFolder, references: References) -> Weights:
+    def update(self, start: Weights, data: StageFolder, references: References) -> Weights | None:
         """Train from `start`, see `Updater.update`; the next round is sampled meanwhile, where it may be."""
         result = self._updater.update(start, data, references, meanwhile=self._next.pump if self._next else None)
         if self._next is not None:
@@ -114,13 +119,17 @@ class Round:
             self._at.tell("evaluate", told)
         return found
 
-    def gate(self, result: Weights) -> Verdict:
-        """Evaluate the round's result, and say what becomes of it."""
-        found, config = self.evaluate(result), self._at.shop.config.gate
-        if config is None or not found:
-            return ungated(result, "this run has no gate" if config is None else "nothing is evaluated")
+    def gate(self, result: Weights | None) -> Verdict:
+        """Evaluate the round's result, and say what becomes of it; no result is held."""
+        config = self._at.shop.config.gate
         assert self._rivals is not None
-        verdict = gate.verdict(config, found, result, self._rivals)
+        if result is None:
+            verdict = gate.refused(config, f"the update was ended: {self.why_no_result}", None, self._rivals)
+        else:
+            found = self.evaluate(result)
+            if config is None or not found:
+                return ungated(result, "this run has no gate" if config is None else "nothing is evaluated")
+            verdict = gate.verdict(config, found, result, self._rivals)
         self._at.figures["gate"] = verdict.figures()
         self._at.tell("gate", f"{verdict.decision}: {verdict.reason}")
         return verdict
@@ -145,8 +154,8 @@ class Round:
             **self.data.fingerprint,
         }
 
-    def refuse_damaged(self) -> None:
-        """Check that what a settled round published is whole.
+    def refuse_damaged(self, *, with_policy: bool) -> None:
+        """Check that what a settled round published is whole; `with_policy`: that there is a policy among it.
 
         Raises:
             ContractError: naming the first file that is not.
@@ -155,7 +164,8 @@ class Round:
         tables = map(self._at.table, (*sampled, made_by(self._at.config)))
         for table in (*tables, *self._at.reference_tables):
             table.refuse_changed()
-        refuse_changed_model(self.folder / "policy")
+        if with_policy:
+            refuse_changed_model(self.folder / "policy")
 
     def write_report(self, decision: str, reason: str) -> None:
         """The round's figures, and what was decided on them."""

@@ -10,7 +10,7 @@ from pipeline import figures
 from pipeline.artifacts import StageFolder
 from pipeline.console import Stopwatch, duration
 from pipeline.jobs import training
-from pipeline.model_folders import found_model, found_moments
+from pipeline.model_folders import ended_without_model, found_model, found_moments
 from pipeline.round_context import RoundContext
 from pipeline.stage import by_group
 from pipeline.tensorboard import step_curves
@@ -102,8 +102,10 @@ class Updater:
         references: References,
         *,
         meanwhile: Callable[[], None] | None = None,
-    ) -> Weights:
+    ) -> Weights | None:
         """Train from `start` on all pairs or groups; the new policy, published in the round's folder.
+
+        None where the guard ended the update, whose figures then say why.
 
         Args:
             meanwhile: called again and again while the group trains.
@@ -121,7 +123,8 @@ class Updater:
         }
         watch = Stopwatch()
         manifest = found_model(policy, fingerprint)
-        if manifest is None:
+        ended = ended_without_model(self._at.folder, fingerprint)
+        if manifest is None and ended is None:
             job = training.UpdatePolicy(
                 start=start,
                 data=data,
@@ -143,8 +146,15 @@ class Updater:
                     job, on_report=lambda step: bar.at(step["step"], step["steps"]), meanwhile=meanwhile
                 )
             manifest = found_model(policy, fingerprint)
-            assert manifest is not None, "the training group published no policy"
-            self._at.tell("update", figures.updated_line(manifest["update"], watch.seconds, rows=data.contract.name))
+            ended = ended_without_model(self._at.folder, fingerprint)
+            assert manifest is not None or ended is not None, "the training group published no policy"
+            if manifest is not None:
+                told = figures.updated_line(manifest["update"], watch.seconds, rows=data.contract.name)
+                self._at.tell("update", told)
+        if manifest is None:
+            assert ended is not None
+            self._at.figures["ended_update"] = ended["update"]
+            return None
         self._at.figures["update"] = manifest["update"]
         master = self._at.folder / "master" if manifest["master_sha256"] else None
         return Weights(policy, manifest["sha256"], self._at.number, master, manifest["master_sha256"])

@@ -25,6 +25,7 @@ from stages.update.batching import deal, global_batches
 from stages.update.config import FLOAT32_GATE_FLOOR, UpdateConfig
 from stages.update.exactness import Sharing
 from stages.update.forward import Forward, refuse_without_auxiliary
+from stages.update.guard import Guard, SkippedStep
 from stages.update.loads import answer_load
 from stages.update.lora import add_adapters, merged_policy, save_adapters
 from stages.update.metrics import UpdateSummary
@@ -246,6 +247,7 @@ class Trainer:
         own_reference: int | None,
         seed: int,
         on_step: Callable[[dict[str, float]], None] | None = None,
+        on_skip: Callable[[SkippedStep], None] | None = None,
         value_head: Path | None = None,
         moments: Moments | None = None,
     ) -> UpdateSummary:
@@ -257,6 +259,7 @@ class Trainer:
             own_reference: the place of the reference whose weights are held now; None if none's are.
             seed: of the shuffle.
             on_step: called on rank 0 after every optimizer step with the step's metrics.
+            on_skip: called on rank 0, before that, for a step that the guard did not take.
             value_head: a saved one to go on from, where the objectives need one; None: a new one.
             moments: saved ones of AdamW to go on with; None: new ones.
         """
@@ -269,18 +272,27 @@ class Trainer:
         ]
         stepper = self._stepper(rows, references, len(batches), value_head)
         at_ln2 = own_reference is not None and len(references) == 1 and _starts_at_ln2(stepper.losses)
+        guard, ended = stepper.guard, None
         first: dict[str, float] = {}
         last: dict[str, float] = {}
         for step, batch in enumerate(batches):
             self._num_steps += 1
             self._held = self._moments = None  # before it: a step that is refused may have changed the weights
-            last = stepper(step, batch, own_reference=own_reference if step == 0 else None)
-            first = first or last
-            if at_ln2 and step == 0:
-                assert last["loss"] == float(torch.tensor(LN2)), f"the first loss is {last['loss']!r}, not ln 2"
+            is_first = not guard.num_taken
+            found = stepper(step, batch, own_reference=own_reference if is_first else None)
+            if guard.reason is None:
+                first, last = first or found, found
+                if at_ln2 and is_first:
+                    assert last["loss"] == float(torch.tensor(LN2)), f"the first loss is {last['loss']!r}, not ln 2"
+            elif on_skip is not None and self.rank == 0:
+                on_skip(SkippedStep(step + 1, guard.reason, [row.row_id for row in batch]))
             if on_step is not None and self.rank == 0:
-                on_step(last)
-        return UpdateSummary(len(batches), len(rows), first, last, stepper.gate_floor)
+                on_step(found)
+            if ended := guard.why_over(steps_left=len(batches) - step - 1):
+                break
+        return UpdateSummary(
+            len(batches), len(rows), first, last, stepper.gate_floor, num_skipped=guard.num_skipped, ended=ended
+        )
 
     def _stepper(
         self,
@@ -307,6 +319,7 @@ class Trainer:
             value_head=self._value_head,
             num_steps=num_steps,
             forward_size=rows_a_forward(rows, micro_batch_size=config.micro_batch_size),
+            guard=Guard(config.guard),
             skipping=Skipping(
                 allowed=gated and scoring.shares and config.skip_inactive and not config.gradient_checkpointing
             ),
