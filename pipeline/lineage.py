@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class RoundRecord:
         standing: the policy that the run stands behind after the round.
         decision, reason: what was done with the result, and why.
         fingerprint: what the round was made from.
+        is_dropped: whether its weights were removed since.
     """
 
     round: int
@@ -32,6 +33,7 @@ class RoundRecord:
     decision: str
     reason: str
     fingerprint: Mapping[str, Any]
+    is_dropped: bool = False
 
 
 @dataclass(slots=True)
@@ -69,6 +71,14 @@ class Lineage:
     def settle(self, record: RoundRecord) -> None:
         """Add a round."""
         self.rounds.append(record)
+        self._write()
+
+    def drop(self, rounds: Collection[int]) -> None:
+        """Note that the weights of some rounds are removed."""
+        self.rounds = [replace(r, is_dropped=True) if r.round in rounds else r for r in self.rounds]
+        self._write()
+
+    def _write(self) -> None:
         write_json(self.file, {"rounds": [self._plain(found) for found in self.rounds]})
 
     def _plain(self, record: RoundRecord) -> dict[str, Any]:
@@ -83,6 +93,7 @@ class Lineage:
             "decision": record.decision,
             "reason": record.reason,
             "fingerprint": record.fingerprint,
+            "is_dropped": record.is_dropped,
         }
 
 

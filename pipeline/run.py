@@ -114,7 +114,7 @@ class Run:
             rnd = self._round(number)
             if settled is not None:
                 refuse_other_fingerprint(rnd.folder, settled.fingerprint, rnd.fingerprint)
-                rnd.refuse_damaged(with_policy=settled.result is not None)
+                rnd.refuse_damaged(with_policy=settled.result is not None and not settled.is_dropped)
                 self.shop.console.line(self._label(number), "finished", "nothing to do")
             elif reason := reason_to_stop(self.config.stop_when, self.config.gate, self._settled_reports()):
                 self.shop.console.line("", "stopped", f"after {number - 1} rounds: {reason}")

@@ -26,6 +26,9 @@ class RunSection(Settings):
     name: str = Field(pattern=NAME, description="of the run's folder")
     dir: Path = where(Path("runs"), description="where run folders lie")
     seed: int = Field(0, ge=0)
+    keep: int = where(
+        2, ge=1, description="rounds whose weights and optimizer states `prefloop clean` leaves, beside the best's"
+    )
     tensorboard: bool = where(
         True, description="curves of metrics and evaluations for TensorBoard, in the run's folder"
     )
