@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from policy_cases import make_models, shop_of, weights
 from refusals import refused
 
+from pipeline.artifacts import StageFolder
 from pipeline.config_file import load_config
 from pipeline.evaluate import Judged, comparison, form_figures, mean_with_error, repetition
 from pipeline.gate import Rivals, best_round, checks, verdict
 from pipeline.lineage import Lineage, RoundRecord
 from pipeline.policies import PolicyLine
+from pipeline.run import Run
 from pipeline.schedule import reason_to_stop
 from pipeline.sections import GateConfig, StopConfig
+from stages.contracts import CANDIDATES, FATES, PROMPTS, SCORED
 
 # ---- statistics -----------------------------------------------------------------------------------------------------
 
@@ -264,6 +267,23 @@ def test_what_was_sampled_ahead_is_kept_after_a_hold_and_dropped_after_a_roll_ba
     for standing, abandoned in (([1, 2, 3], None), ([1, 2, 2], None), ([1, 2, 1], 2), ([1, 0], 1), ([0], None)):
         found = line_of(shop, *standing).abandoned(len(standing) + 1)
         assert (found and found.round) == abandoned
+
+
+def test_what_a_rolled_back_policy_sampled_ahead_is_dropped_and_nothing_else(models, tmp_path, capsys):
+    run = Run(shop_of(models, "max_staleness=1", into=tmp_path / "run"))
+    for number, made_in in enumerate([1, 2, 1], start=1):
+        made, stands = weights(number), weights(made_in)
+        run.lineage.settle(RoundRecord(number, made, made, [], made, stands, "", "", {}))
+    tables = [StageFolder(run.folder / "round-0004" / contract.name, contract) for contract in (PROMPTS, SCORED, FATES)]
+    candidates = StageFolder(run.folder / "round-0004" / "candidates", CANDIDATES)
+    for policy, is_dropped in ((weights(1), False), (weights(2), True)):
+        candidates.drop()
+        for table in (*tables, candidates):
+            table.begin({"policy": policy.sha256} if table is candidates else {})
+        assert run._drop_abandoned(4)
+        assert [table.path.exists() for table in (*tables, candidates)] == [True, *[not is_dropped] * 3]
+    assert "the policy of round 2 sampled ahead is dropped" in capsys.readouterr().out
+    assert run._drop_abandoned(4) and not capsys.readouterr().out
 
 
 def test_a_lineage_read_again_is_the_same(tmp_path):
