@@ -9,13 +9,14 @@ Lengths cannot run away here: an update trains on answers that were sampled befo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from stages.update.config import GuardConfig
 
+CLOSING_ROWS = 8  # that are scored once more after the last step
 WINDOW = 32  # losses of the latest steps taken that a loss is compared with
 FEWEST = 8  # of them, before any loss counts as a jump
 _FINITE = ("loss", "logps/chosen", "logps/rejected", "log_ratios/chosen", "log_ratios/rejected")
@@ -89,6 +90,16 @@ class Guard:
             return f"{self.in_a_row} steps in a row were skipped, the last since {self.reason}"
         if not steps_left and not self.num_taken:
             return f"none of {self.num_skipped} steps could be taken, the last since {self.reason}"
+        return None
+
+    def why_broken(self, logps: Mapping[str, float], references: Sequence[Mapping[str, float]]) -> str | None:
+        """Why a policy is not to be kept, from its log-probs of some answers, and the references'; None where it is."""
+        known = references[0] if references else logps
+        gap, limit = sum(known[key] - logp for key, logp in logps.items()) / len(logps), self.config.max_kl
+        if not math.isfinite(gap):
+            return "log-probs are not finite after the last step"
+        if limit is not None and gap > limit:
+            return f"the policy is {gap:.4g} nats an answer from its reference after the last step; max_kl is {limit:g}"
         return None
 
     def state(self) -> dict[str, Any]:

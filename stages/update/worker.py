@@ -25,7 +25,7 @@ from stages.update.batching import deal, global_batches
 from stages.update.config import FLOAT32_GATE_FLOOR, UpdateConfig
 from stages.update.exactness import Sharing
 from stages.update.forward import Forward, refuse_without_auxiliary
-from stages.update.guard import Guard, SkippedStep
+from stages.update.guard import CLOSING_ROWS, Guard, SkippedStep
 from stages.update.loads import answer_load
 from stages.update.lora import add_adapters, merged_policy, save_adapters
 from stages.update.metrics import UpdateSummary
@@ -290,6 +290,8 @@ class Trainer:
                 on_step(found)
             if ended := guard.why_over(steps_left=len(batches) - step - 1):
                 break
+        # No later step sees what the last one did.
+        ended = ended or guard.why_broken(self.logps(answers_of(rows[:CLOSING_ROWS])), references)
         return UpdateSummary(
             len(batches), len(rows), first, last, stepper.gate_floor, num_skipped=guard.num_skipped, ended=ended
         )

@@ -88,6 +88,14 @@ def test_an_update_without_any_step_makes_no_policy():
     assert "none of 1 steps" in guard.why_over(steps_left=0)
 
 
+def test_the_policy_is_looked_at_once_more_after_the_last_step():
+    guard, near = Guard(GuardConfig()), {"a": -10.0, "b": -20.0}
+    assert guard.why_broken(near, [near]) is None and guard.why_broken(near, []) is None
+    assert "not finite" in guard.why_broken(near | {"a": math.nan}, [near])
+    assert "not finite" in guard.why_broken(near | {"a": -math.inf}, [])
+    assert "201 nats" in guard.why_broken({"a": -211.0, "b": -221.0}, [near])
+
+
 @given(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), max_size=50))
 def test_a_guard_restored_from_plain_numbers_judges_alike(steps):
     guard = Guard(GuardConfig())
