@@ -52,6 +52,7 @@ def facts(settings: Mapping[str, Any], num_settled: int, asked: int | None) -> l
         told.append(("rewards", ", ".join(map(_reward, score.get("rewards", [])))))
     told += [
         ("evaluated on", _evaluated_on(settings.get("evaluate"))),
+        ("gate", _gate(settings.get("gate")) if settings.get("evaluate") else "nothing to look at"),
         ("seed", str(settings.get("run", {}).get("seed"))),
     ]
     by_round = [(key, ", then ".join(map(str, found))) for key, found in (settings.get("schedules") or {}).items()]
@@ -104,6 +105,13 @@ def _pairing(pair: Mapping[str, Any]) -> str:
     return ", ".join([str(pair.get("strategy", "best_worst")), *more])
 
 
+def _gate(gate: Mapping[str, Any] | None) -> str:
+    """The limits that are set, and what happens to a result that breaks one."""
+    if not gate:
+        return "none: every result is promoted"
+    return ", ".join(f"{name} {limit}" for name, limit in gate.items() if limit is not None)
+
+
 def _evaluated_on(evaluate: Mapping[str, Any] | None) -> str:
     if not evaluate:
         return "nothing"
@@ -128,7 +136,9 @@ def headline(reports: Sequence[Report], result_round: int | None) -> str:
         return f"{rounds} on {rows}; nothing was evaluated, so whether the policy got better is not known."
     before, after = evaluated[0], evaluated[last]
     if not last:
-        return f"No round is settled yet; before the first, the reward is {number(before['reward'])} {_over(before)}."
+        settled = any(report["round"] for report in reports)
+        told = "No round's result was promoted, and the first policy stands" if settled else "No round is settled yet"
+        return f"{told}; before the first, the reward is {number(before['reward'])} {_over(before)}."
     told = f"{_change('Reward', before, after)} {_over(after)}"
     if (rate := finite(after.get("win_rate"))) is not None:
         told += f"; win rate against the first policy {share(rate, 1)}"
