@@ -82,21 +82,25 @@ def test_a_run_with_an_ended_update_is_done_when_the_command_is_given_again(pref
 # ---- rolled back ----------------------------------------------------------------------------------------------------
 
 
+AGAINST = (
+    "[{type: model, path: 'embedded:reverse-judge', name: judge, weight: -1.0},"
+    " {type: function, target: 'stages.score.functions:exact_match', role: holdout}]"
+)
 ROLLS = (
     *TINY,
     *NO_LIMITS,
     "run.name=rolls",
     "max_staleness=1",
     "gate.on_fail=roll_back",
-    "gate.max_kl=8",
-    "update.guard.max_kl=null",
-    "rounds=[{}, {update: {learning_rate: 1.0e-3}}, {update: {learning_rate: 1.0e-1}}, {}]",
+    "gate.max_kl=3",
+    "update.guard={max_kl: null, max_loss_jump: null}",
+    "rounds=[{}, {score: {rewards: " + AGAINST + "}}, {update: {learning_rate: 1.0e-1}}, {}]",
 )
 
 
 @pytest.fixture(scope="module")
 def rolled_back(prefloop):
-    """Round 2 harms and is let through, round 3 runs away; each samples ahead of the round before it."""
+    """Round 2 is trained against the judge and let through, round 3 runs away; each is sampled ahead of its turn."""
     return prefloop.run(*ROLLS), prefloop.runs / "rolls"
 
 
