@@ -156,7 +156,7 @@ class GateConfig(Settings):
         0.2, gt=0, lt=1, description="share of an answer's 4-grams of tokens said before, above the first policy's"
     )
     max_texts_nll: float | None = Field(
-        0.5, gt=0, description="nats a token by which evaluate.texts may become less likely than to the first policy"
+        0.25, gt=0, description="nats a token by which evaluate.texts may become less likely than to the first policy"
     )
     on_fail: Literal["hold", "roll_back", "stop"] = Field(
         "hold",

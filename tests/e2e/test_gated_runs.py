@@ -162,7 +162,7 @@ def test_a_reward_that_is_gamed_is_held_before_the_stories_fall_apart(prefloop):
         assert told[round]["evaluate"]["reward"] > first["reward"], "the reward alone saw nothing wrong"
         assert broken_limits(told[round]) & {"max_kl", "max_texts_nll", "max_repetition"}
     standing = told[final(folder)["round"]]["evaluate"]
-    assert standing["kl"] <= 20 and standing["texts_nll"] < first["texts_nll"] + 0.5
+    assert standing["kl"] <= 20 and standing["texts_nll"] < first["texts_nll"] + 0.25
 
 
 # ---- a judge that is too weak ---------------------------------------------------------------------------------------
