@@ -184,7 +184,8 @@ def evaluate(work: Work) -> None:
     draw = Draw(base.run.seed, work.number, 0, EVALUATION_STREAM)
     _sample(base, one_answer(base.sample), prompts, candidates, result, draw)
     _score(_rewards(base), prompts, candidates, scored, work.number)
-    found = Evaluate(scored, StageFolder(work.run / "round-0000" / "evaluation" / "scored", SCORED))(None)
+    first_scored = StageFolder(work.run / "round-0000" / "evaluation" / "scored", SCORED)
+    found = Evaluate(scored, candidates, first_scored, {})(None)
     store = f"file://{folder.absolute()}/store"
     os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
     dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)

@@ -169,6 +169,20 @@ def report_command(run: Path, out: Path | None) -> None:
     _answer_for(lambda: show_page(run, out))
 
 
+@main.command("clean")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="in the place of the config's run.keep")
+@click.option("--yes", is_flag=True, help="drop it")
+def clean_command(run: Path, keep: int | None, yes: bool) -> None:
+    """Show which rounds' weights the run in folder RUN needs no more; with --yes, drop them.
+
+    The last rounds (run.keep), the best one and the final policy with what it came from stay; tables and figures, too.
+    """
+    from pipeline.cleaning import clean
+
+    _answer_for(lambda: clean(run, keep=keep, yes=yes))
+
+
 @main.command("trace")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("row_id", metavar="ID")

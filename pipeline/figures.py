@@ -152,6 +152,7 @@ def updated_line(summary: Mapping[str, Any], seconds: float, *, rows: str) -> st
         f"accuracy {first['rewards/accuracies']:.2f} -> {last['rewards/accuracies']:.2f}"
         + (f"   rejected above reference {share(active, 1)}" if active is not None else "")
         + (f"   went on from step {resumed}" if resumed is not None else "")
+        + (f"   steps skipped {skipped}" if (skipped := summary.get("num_skipped")) else "")
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -175,12 +175,23 @@ def group_stats(groups: pa.Table) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """A policy's figures on held-out prompts, against the first policy's answers to the same prompts."""
+    """A policy's figures on held-out prompts.
+
+    Attributes:
+        mine: its answers' rewards.
+        candidates: its answers.
+        first: the rewards of the first policy's answers to the same prompts.
+        others: those of policies to compare it with, by name.
+    """
 
     mine: StageFolder
+    candidates: StageFolder
     first: StageFolder
+    others: Mapping[str, StageFolder]
 
     def __call__(self, _state: None) -> dict[str, Any]:
-        from pipeline.evaluate import evaluation_figures
+        from pipeline.evaluate import Judged, comparison, evaluation_figures, form_figures
 
-        return evaluation_figures(list(self.mine.read_all()), list(self.first.read_all()))
+        mine, first = (Judged.of(folder.read_all()) for folder in (self.mine, self.first))
+        against = {name: comparison(mine, Judged.of(folder.read_all())) for name, folder in self.others.items()}
+        return evaluation_figures(mine, first) | form_figures(self.candidates.read_all()) | {"against": against}

@@ -6,7 +6,7 @@ ranks and another ZeRO stage can go on from them. On as many ranks as before the
 - ``tensors-*.safetensors``: ``weights/NAME``, ``moments/NAME.exp_avg``, ``moments/NAME.exp_avg_sq``,
   ``moments/num_steps``; ``value_head/…``, the value head with its optimizer, where there is one; and the state of every
   rank's random numbers, ``random/RANK/…``;
-- ``numbers.json``: the number of ranks, the gate's floor, what the skipping goes by;
+- ``numbers.json``: the number of ranks, the gate's floor, what skipping and guard go by;
 - ``metrics.jsonl``: the metrics of every step so far. Their number is the place in the data and in the schedule.
 
 When one is written, which of them counts, and what proves that it is whole, is said by who calls the trainer.
@@ -62,6 +62,7 @@ class Resumed:
         num_ranks: that wrote it.
         gate_floor: see `stages.update.step.Stepper`.
         active_share: see `stages.update.skipping.Skipping`.
+        guard: see `stages.update.guard.Guard.state`.
     """
 
     folder: Path
@@ -69,6 +70,7 @@ class Resumed:
     num_ranks: int
     gate_floor: float | None
     active_share: float | None
+    guard: Mapping[str, Any]
 
 
 # ---- by all ranks together ------------------------------------------------------------------------------------------
@@ -96,6 +98,7 @@ def write(checkpoints: Checkpoints, stepper: Stepper, steps: Sequence[StepMetric
             "num_ranks": dist.get_world_size(),
             "gate_floor": stepper.gate_floor,
             "active_share": stepper.skipping.active_share,
+            "guard": stepper.guard.state(),
         }
         (folder / _NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
         (folder / _METRICS).write_text("".join(json.dumps(step) + "\n" for step in steps), encoding="utf-8")

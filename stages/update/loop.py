@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from stages.update import checkpoint
 from stages.update.checkpoint import Checkpoints, Resumed, StepMetrics
+from stages.update.guard import SkippedStep
 from stages.update.metrics import UpdateSummary
 from stages.update.objectives.base import Loss
 from stages.update.rows import Row
@@ -30,6 +31,7 @@ class Loop:
         checkpoints: where they are kept; None: nowhere.
         stepping: called before every step that is made.
         on_step: called on rank 0 with every step's metrics, those of the steps before a checkpoint first.
+        on_skip: called on rank 0, before that, for every step that the guard did not take.
     """
 
     stepper: Stepper
@@ -39,28 +41,49 @@ class Loop:
     checkpoints: Checkpoints | None
     stepping: Callable[[], None]
     on_step: Callable[[StepMetrics], None] | None
+    on_skip: Callable[[SkippedStep], None] | None
 
     def run(self, resumed: Resumed | None) -> UpdateSummary:
-        """Make every step, or those that are left."""
+        """Make every step, or those that are left, until the guard ends the update."""
         steps: list[StepMetrics] = []
+        guard, ended = self.stepper.guard, None
+        for skipped in guard.skipped:
+            self._tell_skip(skipped)
         for metrics in resumed.steps if resumed is not None else ():
             self._tell(steps, metrics)
         for step in range(len(steps), len(self.batches)):
             self.stepping()
-            batch = [self.rows[i] for i in self.batches[step]]
-            self._tell(steps, self.stepper(step, batch, own_reference=self.own_reference if step == 0 else None))
-            if step == 0 and self._begins_at_ln2():
-                assert steps[0]["loss"] == float(torch.tensor(LN2)), f"the first loss is {steps[0]['loss']!r}, not ln 2"
+            self._make(step, steps)
+            if ended := guard.why_over(steps_left=len(self.batches) - step - 1):
+                break
             if self.checkpoints is not None and len(steps) < len(self.batches):
                 self._keep(self.checkpoints, steps)
+        taken = [metrics for metrics in steps if not metrics.get("skipped")]
         return UpdateSummary(
-            len(steps),
+            len(self.batches),
             len(self.rows),
-            steps[0],
-            steps[-1],
+            taken[0] if taken else {},
+            taken[-1] if taken else {},
             self.stepper.gate_floor,
+            num_skipped=len(guard.skipped),
+            ended=ended,
             resumed_at=len(resumed.steps) if resumed is not None else None,
         )
+
+    def _make(self, step: int, steps: list[StepMetrics]) -> None:
+        """Make one step, or find that it is not to be taken."""
+        guard, batch = self.stepper.guard, [self.rows[i] for i in self.batches[step]]
+        is_first = not guard.num_taken
+        metrics = self.stepper(step, batch, own_reference=self.own_reference if is_first else None)
+        if guard.reason is not None:
+            self._tell_skip(guard.skipped[-1])
+        elif is_first and self._begins_at_ln2():
+            assert metrics["loss"] == float(torch.tensor(LN2)), f"the first loss is {metrics['loss']!r}, not ln 2"
+        self._tell(steps, metrics)
+
+    def _tell_skip(self, skipped: SkippedStep) -> None:
+        if self.on_skip is not None and dist.get_rank() == 0:
+            self.on_skip(skipped)
 
     def _tell(self, steps: list[StepMetrics], metrics: StepMetrics) -> None:
         steps.append(metrics)

@@ -44,8 +44,8 @@ class ValueHead:
         """The value of each prompt, shape [B], float32, in units of the reward."""
         return hidden_BH.detach().float() @ self._tensors["weight"] + self._tensors["bias"]
 
-    def step(self) -> torch.Tensor:
-        """One step of AdamW on the mean over ranks of the gradients so far; called on all ranks together.
+    def reduce(self) -> torch.Tensor:
+        """Take the mean over ranks of the gradients so far; called on all ranks together.
 
         Returns:
             The norm of that mean gradient.
@@ -56,10 +56,14 @@ class ValueHead:
         gradient /= dist.get_world_size()
         for tensor, part in zip(tensors, gradient.split([t.numel() for t in tensors]), strict=True):
             tensor.grad = part.view_as(tensor).clone()
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self.num_steps += 1
         return gradient.norm()
+
+    def step(self, *, skipped: bool) -> None:
+        """One step of AdamW on the gradient that `reduce` has left, or none, and away with the gradient."""
+        if not skipped:
+            self._optimizer.step()
+            self.num_steps += 1
+        self._optimizer.zero_grad()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies of the weights, AdamW's moments and the number of steps, on the CPU."""

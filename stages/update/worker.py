@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from stages.update.checkpoint import Checkpoints, Resumed
 from stages.update.config import FLOAT32_GATE_FLOOR, UpdateConfig
 from stages.update.forward import Forward, refuse_without_auxiliary
 from stages.update.gate_floor import NUM_ANSWERS, measured_gate_floor
+from stages.update.guard import CLOSING_ROWS, Guard, SkippedStep
 from stages.update.holder import Holder
 from stages.update.loads import answer_load
 from stages.update.loop import Loop
@@ -143,6 +145,7 @@ class Trainer:
         own_reference: int | None,
         seed: int,
         on_step: Callable[[dict[str, float]], None] | None = None,
+        on_skip: Callable[[SkippedStep], None] | None = None,
         value_head: Path | None = None,
         moments: Moments | None = None,
         checkpoints: Checkpoints | None = None,
@@ -156,6 +159,7 @@ class Trainer:
             seed: of the shuffle.
             on_step: called on rank 0 after every optimizer step with the step's metrics, and before the first one with
                 those of each step that a checkpoint knows.
+            on_skip: called on rank 0, before that, for a step that the guard did not take.
             value_head: a saved one to go on from, where the objectives need one; None: a new one.
             moments: saved ones of AdamW to go on with; None: new ones.
             checkpoints: of this update; None: it is not kept before its end.
@@ -181,8 +185,13 @@ class Trainer:
             checkpoints=checkpoints,
             stepping=self._holder.stepping,
             on_step=on_step,
+            on_skip=on_skip,
         )
-        return loop.run(resumed)
+        summary = loop.run(resumed)
+        if summary.ended is None:  # no later step sees what the last one did
+            ended = stepper.guard.why_broken(self.logps(answers_of(rows[:CLOSING_ROWS])), references)
+            summary = replace(summary, ended=ended)
+        return summary
 
     def _stepper(
         self,
@@ -216,6 +225,7 @@ class Trainer:
             value_head=self._value_head,
             num_steps=num_steps,
             forward_size=rows_a_forward(rows, micro_batch_size=config.micro_batch_size),
+            guard=Guard(config.guard) if resumed is None else Guard.restored(config.guard, resumed.guard),
             skipping=Skipping(
                 allowed=gated and scoring.shares and config.skip_inactive and not config.gradient_checkpointing,
                 active_share=resumed.active_share if resumed is not None else None,
