@@ -173,10 +173,13 @@ def _ray_trainer(
 
 def _serve(config: dict[str, Any]) -> None:
     """A rank's whole life: build the state, then run one job after another until the mailbox closes."""
+    from ray.train.collective import broadcast_from_rank_zero
+
     rank = ray.train.get_context().get_world_rank()
     redirect_output(config["log_dir"] / f"trainer-{rank}.log")
     mailbox = config["mailbox"]
-    state, number = None, ray.get(mailbox.first_open.remote())
+    # One rank asks for all: asked a moment apart, two ranks might begin with different jobs, and wait for each other.
+    state, number = None, broadcast_from_rank_zero(ray.get(mailbox.first_open.remote()) if rank == 0 else None)
     while True:
         found = ray.get(mailbox.take.remote(number))
         if found == "closed":

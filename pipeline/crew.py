@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cluster.mapper import Pool, Tasks
+from cluster.pool import Pool
 from cluster.session import Devices, Resources
+from cluster.tasks import Tasks
 from cluster.workers import TrainingGroup
 from pipeline.config import Config
 from pipeline.jobs.resting import rest_rewards, rest_sampler, rest_trainer

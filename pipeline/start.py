@@ -26,6 +26,7 @@ from pipeline.schedule import add_rounds, parse_addition
 from pipeline.sources import ALL, Sources, find_sources, imported_from
 from pipeline.watch import Watch, refuse_watch
 from stages.errors import ConfigError, PrefloopError
+from stages.faults import fault_point
 
 if TYPE_CHECKING:
     from pipeline.workshop import Workshop
@@ -113,6 +114,7 @@ def opened(
 
         shipped = shipped_from(beside)
         with session(config.cluster, log_dir=log_dir, search_path=[beside], shipped=shipped) as devices:
+            fault_point("driver.start")
             crew = Crew(config, devices, log_dir=log_dir)
             refuse_unless_it_fits(crew.layout.workers)
             yield Workshop(config, sources, crew, console, folder, EngineSync(crew, folder))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifacts import Entry, StageFolder
+from stages.faults import fault_point
 from stages.protocols import Reward, Sampler, Weights
 from stages.sample.config import SampleConfig
 from stages.sample.stage import Draw, Dropped, sample
@@ -32,9 +33,12 @@ class SampleShard:
     draw: Draw
 
     def __call__(self, sampler: Sampler) -> Entry:
+        here = [self.out.path, f"shard-{self.shard}"]
+        fault_point("sample.start", here)
         sampler.load(self.weights)
         prompts = self.prompts.read(self.shard)
         table, dropped = sample(prompts, sampler, self.config, weights=self.weights, draw=self.draw)
+        fault_point("sample.middle", here)
         finished = Counter(table["finish_reason"].to_pylist())
         return self.out.publish(
             self.shard,
@@ -61,8 +65,11 @@ class ScoreShard:
     round: int
 
     def __call__(self, rewards: Sequence[Reward]) -> Entry:
+        here = [self.out.path, f"shard-{self.shard}"]
+        fault_point("score.start", here)
         candidates = self.candidates.read(self.shard)
         table = score(self.prompts.read(self.shard), candidates, rewards, round=self.round)
+        fault_point("score.middle", here)
         return self.out.publish(
             self.shard,
             table,

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from stages.faults import fault_point
 from stages.protocols import Moments, Weights
 from stages.update import deepspeed_engine
 from stages.update.allocation import give_back_freed_memory, keep_freed_memory
@@ -280,6 +281,7 @@ class Trainer:
                 assert last["loss"] == float(torch.tensor(LN2)), f"the first loss is {last['loss']!r}, not ln 2"
             if on_step is not None and self.rank == 0:
                 on_step(last)
+            fault_point("update.middle", [f"rank-{self.rank}"])
         return UpdateSummary(len(batches), len(rows), first, last, stepper.gate_floor)
 
     def _stepper(

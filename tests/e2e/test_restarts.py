@@ -45,7 +45,7 @@ class Refuse:
 config = ClusterConfig()
 set_environment(config)
 from cluster.errors import WorkerLost
-from cluster.mapper import Pool
+from cluster.pool import Pool
 from cluster.workers import TrainingGroup
 
 share = Resources(0.3, 0)
