@@ -1,8 +1,9 @@
 """Batch work by whoever runs jobs: long-lived actors (`cluster.pool`) or stateless tasks (`cluster.tasks`).
 
 A job is a picklable callable; what it returns comes back to the driver, so it returns counts and names, never rows. A
-dead worker is started again and its job given out once more: jobs must be safe to run twice. Ray itself restarts
-nothing here, since it would wait without end for cores that others hold; here every wait for a worker to come up ends.
+dead worker is started again and its job given out once more: jobs must be safe to run twice. A worker that gives no
+answer in time counts as dead. Ray itself restarts nothing here, since it would wait without end for cores that others
+hold; here every wait ends.
 
 `Workers.map` runs jobs to their end; `cluster.flow` runs the jobs of several kinds of workers side by side, by what
 they are made of: `add`, `refs` and `handle`.
@@ -10,21 +11,67 @@ they are made of: `add`, `refs` and `handle`.
 
 from __future__ import annotations
 
+import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from cluster.errors import KeptWaiting, WorkerLost, last_words
 from cluster.resources import Resources
 from cluster.session import told, what_is_free
-from cluster.timing import OnWork, Timed
+from cluster.timing import OnWork, Timed, unnoted
 
 Job = Callable[[Any], Any]
+
+
+@runtime_checkable
+class Searching(Protocol):
+    """A job that can look for what in its input kills its workers."""
+
+    def searching(self, lost: WorkerLost, deaths: int) -> Job | None:
+        """The job to give out once it has cost as many workers as it may, or more.
+
+        It looks for the culprit, or goes without the one that it has just found; None: it found none.
+
+        Args:
+            lost: the last of them.
+            deaths: how many it has cost.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How much is put up with.
+
+    Attributes:
+        max_restarts: how often a worker may be started again in a row, and how many deaths a job may cause.
+        start_timeout_s: how long to wait for a worker to come up while none works.
+        job_timeout_s: how long a job may take before its worker counts as hung.
+    """
+
+    max_restarts: int
+    start_timeout_s: float
+    job_timeout_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """Who is told of what happens.
+
+    Attributes:
+        on_work: of every job that has ended.
+        on_death: of every worker that has died and is replaced.
+    """
+
+    on_work: OnWork = unnoted
+    on_death: Callable[[WorkerLost], object] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +81,18 @@ class Attempt:
     number: int
     job: Job
     deaths: int = 0
+
+    def again(self, lost: WorkerLost, most: int) -> Attempt:
+        """The next attempt, after another death.
+
+        Raises:
+            WorkerLost: if there have been more than `most`, and the job finds no culprit.
+        """
+        deaths = self.deaths + 1
+        searching = self.job.searching(lost, deaths) if deaths >= most > 0 and isinstance(self.job, Searching) else None
+        if searching is None and deaths > most:
+            raise lost
+        return Attempt(self.number, searching or self.job, deaths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +106,8 @@ class Outcome:
 class Workers(ABC):
     """Whoever runs jobs: each job is added, given out when there is room, and handled when Ray has news of it."""
 
-    def __init__(self, *, start_timeout_s: float, on_work: OnWork) -> None:
-        self.start_timeout_s = start_timeout_s
-        self._on_work = on_work
+    def __init__(self, patience: Patience, watcher: Watcher) -> None:
+        self.patience, self._watcher = patience, watcher
         self._num_jobs = 0
 
     def map(self, jobs: Sequence[Job]) -> Iterator[Any]:
@@ -83,8 +141,13 @@ class Workers(ABC):
 
     def _noted(self, job: Job, done: Timed) -> Any:
         """What a job returned, once its times have been noted."""
-        self._on_work(job, done)
+        self._watcher.on_work(job, done)
         return done.value
+
+    def _hung(self, name: str, log: Path) -> WorkerLost:
+        return WorkerLost(
+            name, log, f"it gave no answer within {self.patience.job_timeout_s:g} s (cluster.job_timeout_s)"
+        )
 
     @property
     @abstractmethod
@@ -93,8 +156,12 @@ class Workers(ABC):
 
     @property
     @abstractmethod
-    def is_working(self) -> bool:
-        """Whether a job has been begun."""
+    def due(self) -> float | None:
+        """When the first of the jobs that were begun has to be done, by the monotonic clock; None: none was begun."""
+
+    @abstractmethod
+    def end_late(self) -> None:
+        """End the workers whose job is overdue: Ray then has news of them."""
 
     @abstractmethod
     def handle(self, ref: Any) -> Outcome | None:
@@ -125,32 +192,44 @@ def news_within(workers: Sequence[Workers], timeout_s: float | None) -> tuple[Wo
     owners = {ref: each for each in workers for ref in each.refs}
     if not owners:
         return None
-    waiting = list(owners.values())
-    patience_s = None if any(each.is_working for each in waiting) else min(each.start_timeout_s for each in waiting)
-    limits = [limit for limit in (timeout_s, patience_s) if limit is not None]
-    done, _ = ray.wait(list(owners), num_returns=1, timeout=min(limits, default=None))
-    if done:
-        return owners[done[0]], done[0]
-    if patience_s is not None and (timeout_s is None or patience_s <= timeout_s):
-        raise waiting[0].kept_waiting()
-    return None
-
-
-def again(attempt: Attempt, lost: WorkerLost, most: int) -> Attempt:
-    if attempt.deaths == most:
-        raise lost
-    return replace(attempt, deaths=attempt.deaths + 1)
+    waiting, began = list(dict.fromkeys(owners.values())), time.monotonic()
+    ends = began + (math.inf if timeout_s is None else timeout_s)
+    while True:
+        dues = [each.due for each in waiting if each.due is not None]
+        comes_up = math.inf if dues else began + min(each.patience.start_timeout_s for each in waiting)
+        until = min(ends, comes_up, *dues)
+        left_s = None if math.isinf(until) else max(0.0, until - time.monotonic())
+        done, _ = ray.wait(list(owners), num_returns=1, timeout=left_s)
+        if done:
+            return owners[done[0]], done[0]
+        for each in waiting:
+            each.end_late()
+        now = time.monotonic()
+        if comes_up <= min(now, ends):
+            raise waiting[0].kept_waiting()
+        if ends <= now:
+            return None
 
 
 def waited_for(name: str, resources: Resources, waited_s: float) -> KeptWaiting:
+    """The refusal to wait any longer for a worker that asks for so much."""
     return KeptWaiting(name, told(resources.cpus, resources.gpus), waited_s, what_is_free())
 
 
-def result_of(ref: Any, log: Path) -> Any:
+def result_of(ref: Any, log: Path, *, within_s: float | None = None) -> Any:
+    """What Ray has for a reference.
+
+    Raises:
+        WorkerLost: if its worker died.
+        GetTimeoutError: if there is nothing within a time.
+        Exception: what the job raised, as it was.
+    """
     try:
-        return ray.get(ref)
+        return ray.get(ref, timeout=within_s)
     except RayTaskError as error:
         raise error.cause from error
+    except GetTimeoutError:
+        raise
     except RayError as error:
         reason = str(error).splitlines()[0] or last_words(log)
         raise WorkerLost(log.stem, log, reason) from error

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 from cluster.errors import KeptWaiting, WorkerLost
-from cluster.mapper import Attempt, Job, Outcome, Workers, again, first_news, result_of, waited_for
+from cluster.mapper import Attempt, Job, Outcome, Patience, Watcher, Workers, first_news, result_of, waited_for
 from cluster.resources import Resources
 from cluster.session import redirect_output
-from cluster.timing import OnWork, Timed, timed, unnoted
+from cluster.timing import Timed, timed
+
+
+@dataclass(slots=True)
+class _Given:
+    """A job that an actor has: which one, and until when; infinite once it was ended for being late."""
+
+    index: int
+    attempt: Attempt
+    due: float
+    was_late: bool = False
 
 
 class Pool(Workers):
@@ -25,9 +39,6 @@ class Pool(Workers):
         size: how many actors.
         resources: what each asks Ray for.
         log_dir: where their output goes.
-        max_restarts: how often each may be started again, and how many deaths a job may cause.
-        start_timeout_s: how long to wait for an actor to come up while none works.
-        on_work: told of every job that has ended.
     """
 
     def __init__(
@@ -38,20 +49,18 @@ class Pool(Workers):
         size: int,
         resources: Resources,
         log_dir: Path,
-        max_restarts: int,
-        start_timeout_s: float,
-        on_work: OnWork = unnoted,
+        patience: Patience,
+        watcher: Watcher | None = None,
     ) -> None:
-        super().__init__(start_timeout_s=start_timeout_s, on_work=on_work)
+        super().__init__(patience, watcher or Watcher())
         self._name, self._build, self._resources = name, build, resources
-        self._max_restarts = max_restarts
         self._logs = [log_dir / f"{name}-{index}.log" for index in range(size)]
-        self._deaths = [0] * size
+        self._deaths = [0] * size  # of an actor, since it came up last
         self._actors: list[Any] = [None] * size
         self._idle: list[int] = []
         self._starting: dict[Any, int] = {}
         self._waiting: deque[Attempt] = deque()
-        self._running: dict[Any, tuple[int, Attempt]] = {}
+        self._running: dict[Any, _Given] = {}
         for index in range(size):
             self._start(index)
 
@@ -79,10 +88,14 @@ class Pool(Workers):
         """
         assert not self._running and not self._waiting, "other jobs are under way"
         values, asked = [], [(index, self._actors[index].run.remote(job, built_only)) for index in self._idle]
+        within_s = None if math.isinf(self.patience.job_timeout_s) else self.patience.job_timeout_s
         for index, ref in asked:
             try:
-                done = result_of(ref, self._logs[index])
+                done = result_of(ref, self._logs[index], within_s=within_s)
                 values.append(None if done is None else self._noted(job, done))
+            except GetTimeoutError:
+                self._idle.remove(index)
+                self._restart(index, self._hung(self._logs[index].stem, self._logs[index]))
             except WorkerLost as lost:
                 self._idle.remove(index)
                 self._restart(index, lost)
@@ -93,19 +106,28 @@ class Pool(Workers):
         return [*self._running, *self._starting]
 
     @property
-    def is_working(self) -> bool:
-        return bool(self._running)
+    def due(self) -> float | None:
+        return min((given.due for given in self._running.values()), default=None)
+
+    def end_late(self) -> None:
+        now = time.monotonic()
+        for given in self._running.values():
+            if given.due <= now:
+                given.due, given.was_late = math.inf, True
+                ray.kill(self._actors[given.index])
 
     def handle(self, ref: Any) -> Outcome | None:
         """See `Workers.handle`; each actor has one job at a time."""
         if ref in self._starting:
             self._arrived(ref)
             return None
-        index, attempt = self._running.pop(ref)
+        given = self._running.pop(ref)
+        index, attempt = given.index, given.attempt
         try:
             value = result_of(ref, self._logs[index])
-        except WorkerLost as lost:
-            self._waiting.appendleft(again(attempt, lost, self._max_restarts))
+        except WorkerLost as died:
+            lost = self._hung(died.name, died.log) if given.was_late else died
+            self._waiting.appendleft(attempt.again(lost, self.patience.max_restarts))
             self._restart(index, lost)
             return None
         except BaseException:
@@ -117,11 +139,11 @@ class Pool(Workers):
 
     def forget(self) -> None:
         self._waiting.clear()
-        self._idle += [index for index, _ in self._running.values()]
+        self._idle += [given.index for given in self._running.values()]
         self._running.clear()
 
     def kept_waiting(self) -> KeptWaiting:
-        return waited_for(self._name, self._resources, self.start_timeout_s)
+        return waited_for(self._name, self._resources, self.patience.start_timeout_s)
 
     def close(self) -> None:
         """End the actors."""
@@ -137,7 +159,8 @@ class Pool(Workers):
     def _give_out(self) -> None:
         while self._waiting and self._idle:
             index, attempt = self._idle.pop(0), self._waiting.popleft()
-            self._running[self._actors[index].run.remote(attempt.job)] = index, attempt
+            due = time.monotonic() + self.patience.job_timeout_s
+            self._running[self._actors[index].run.remote(attempt.job)] = _Given(index, attempt, due)
 
     def _start(self, index: int) -> None:
         actor = ray.remote(_Actor).options(num_cpus=self._resources.cpus, num_gpus=self._resources.gpus)
@@ -152,13 +175,17 @@ class Pool(Workers):
         except WorkerLost as lost:
             self._restart(index, lost)
         else:
+            self._deaths[index] = 0
             self._idle.append(index)
             self._give_out()
 
     def _restart(self, index: int, lost: WorkerLost) -> None:
+        """Start an actor again; deaths under a job count for the job, those on the way up for the actor."""
         self._deaths[index] += 1
-        if self._deaths[index] > self._max_restarts:
+        if self._deaths[index] > self.patience.max_restarts:
             raise lost
+        self._watcher.on_death(lost)
+        ray.kill(self._actors[index])  # it may only have hung
         self._start(index)
 
 

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import WorkerLost
+from cluster.mapper import Patience, Watcher
 from cluster.pool import Pool
 from cluster.session import Devices, Resources
 from cluster.tasks import Tasks
@@ -103,13 +105,18 @@ class Crew:
         config: the run's.
         devices: what the cluster has.
         log_dir: where the workers' output goes.
+        on_death: told of every worker that has died and is replaced.
 
     Attributes:
         timeline: when they worked.
     """
 
-    def __init__(self, config: Config, devices: Devices, *, log_dir: Path) -> None:
-        self.timeline = Timeline()
+    def __init__(
+        self, config: Config, devices: Devices, *, log_dir: Path, on_death: Callable[[WorkerLost], object]
+    ) -> None:
+        self.timeline, asked = Timeline(), config.cluster
+        self._patience = Patience(asked.max_worker_restarts, asked.start_timeout_s, asked.job_timeout_s)
+        self._watcher = Watcher(self.timeline.note, on_death)
         self._config, self.devices, self._log_dir = config, devices, log_dir
         self.layout = lay_out(config, devices)
         self._held: dict[str, tuple[object, Any]] = {}
@@ -165,9 +172,8 @@ class Crew:
                 refusals=(PrefloopError, AssertionError),
                 storage=self._log_dir / "ray_train",
                 log_dir=self._log_dir,
-                max_restarts=config.cluster.max_worker_restarts,
-                start_timeout_s=config.cluster.start_timeout_s,
-                on_work=self.timeline.note,
+                patience=self._patience,
+                watcher=self._watcher,
             )
 
         return self._same_or_new("trainer", key, start)  # type: ignore[no-any-return]
@@ -183,9 +189,8 @@ class Crew:
         return Tasks(
             resources=self.layout.task,
             log_dir=self._log_dir,
-            max_retries=self._config.cluster.max_worker_restarts,
-            start_timeout_s=self._config.cluster.start_timeout_s,
-            on_work=self.timeline.note,
+            patience=self._patience,
+            watcher=self._watcher,
         )
 
     def close(self) -> None:
@@ -216,9 +221,8 @@ class Crew:
                 size=size,
                 resources=resources,
                 log_dir=self._log_dir,
-                max_restarts=self._config.cluster.max_worker_restarts,
-                start_timeout_s=self._config.cluster.start_timeout_s,
-                on_work=self.timeline.note,
+                patience=self._patience,
+                watcher=self._watcher,
             )
 
         return self._same_or_new(name, (build, size, resources), start)  # type: ignore[no-any-return]

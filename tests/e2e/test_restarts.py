@@ -45,10 +45,11 @@ class Refuse:
 config = ClusterConfig()
 set_environment(config)
 from cluster.errors import WorkerLost
+from cluster.mapper import Patience
 from cluster.pool import Pool
 from cluster.workers import TrainingGroup
 
-share = Resources(0.3, 0)
+share, patience = Resources(0.3, 0), Patience(max_restarts=1, start_timeout_s=60)
 
 
 def attempt(work):
@@ -59,8 +60,7 @@ def attempt(work):
 
 
 with session(config, log_dir=folder, search_path=[folder], shipped=[]):
-    pool = Pool(object, name="pool", size=2, resources=share, log_dir=folder, max_restarts=1,
-                start_timeout_s=60)
+    pool = Pool(object, name="pool", size=2, resources=share, log_dir=folder, patience=patience)
     print("pool", sorted(pool.map([DieOnce("a"), DieOnce("b")])))
     print("pool refusal", attempt(lambda: list(pool.map([Refuse()]))))
     print("pool lost", attempt(lambda: list(pool.map([DieAlways()]))))
@@ -68,7 +68,7 @@ with session(config, log_dir=folder, search_path=[folder], shipped=[]):
 
     def group():
         return TrainingGroup(object, size=2, resources=share, refusals=(ValueError,), storage=folder / "train",
-                             log_dir=folder, max_restarts=1, start_timeout_s=60)
+                             log_dir=folder, patience=patience)
 
     reports, first = [], group()
     print("group", first.run(DieOnce("c"), on_report=reports.append), reports)
