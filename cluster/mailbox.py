@@ -25,12 +25,14 @@ class News:
         outcome: what it returned, or a refusal; None as long as it goes on.
         silent_s: seconds since the group's last sign of life, a report or that it took a job; None: it has none now.
         num_groups: how often a group has come up.
+        built_at: when one has built its state since the last look, in seconds since 1970.
     """
 
     reports: list[Any]
     outcome: Timed | Exception | None
     silent_s: float | None
     num_groups: int
+    built_at: float | None
 
 
 class Mailbox:
@@ -42,6 +44,7 @@ class Mailbox:
         self._reports: list[tuple[int, Any]] = []
         self._ranks: dict[int, Any] = {}
         self._num_groups = 0
+        self._built_at: float | None = None
         self._alive_at: float | None = None
         self._closed = False
         self._changed = asyncio.Event()
@@ -60,9 +63,10 @@ class Mailbox:
         """News of a job as soon as it has an outcome, or after a while; late reports of others are dropped."""
         await self._until(lambda: number in self._outcomes, at_most_s)
         reports = [value for of, value in self._reports if of == number]
-        self._reports = []
         silent_s = None if self._alive_at is None else time.monotonic() - self._alive_at
-        return News(reports, self._outcomes.get(number), silent_s, self._num_groups)
+        news = News(reports, self._outcomes.get(number), silent_s, self._num_groups, self._built_at)
+        self._reports, self._built_at = [], None
+        return news
 
     async def ranks(self) -> list[Any]:
         """The actors of the group that came up last, of which no sign of life is awaited any more."""
@@ -74,6 +78,10 @@ class Mailbox:
     async def enter(self, rank: int, actor: Any) -> None:
         """A rank is there."""
         self._ranks[rank] = actor
+
+    async def built(self, at: float) -> None:
+        """Rank 0 has built its state."""
+        self._built_at = at
 
     async def first_open(self) -> int:
         """The first job that nobody has acknowledged; rank 0 of a new group asks."""

@@ -67,10 +67,13 @@ class Watcher:
 
     Attributes:
         on_work: of every job that has ended.
+        on_start: of every worker that has done its first job: its name, the seconds from asking for it until it had
+            built its state, and those of the job.
         on_death: of every worker that has died and is replaced.
     """
 
     on_work: OnWork = unnoted
+    on_start: Callable[[str, float, float], object] = lambda _name, _start_s, _job_s: None
     on_death: Callable[[WorkerLost], object] = lambda _: None
 
 
@@ -231,5 +234,9 @@ def result_of(ref: Any, log: Path, *, within_s: float | None = None) -> Any:
     except GetTimeoutError:
         raise
     except RayError as error:
-        reason = str(error).splitlines()[0] or last_words(log)
-        raise WorkerLost(log.stem, log, reason) from error
+        raise WorkerLost(log.stem, log, first_line(error) or last_words(log)) from error
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says, which may be nothing."""
+    return next(iter(str(error).splitlines()), "")

@@ -56,6 +56,7 @@ class Pool(Workers):
         self._name, self._build, self._resources = name, build, resources
         self._logs = [log_dir / f"{name}-{index}.log" for index in range(size)]
         self._deaths = [0] * size  # of an actor, since it came up last
+        self._asked_at, self._start_s = [0.0] * size, [0.0] * size
         self._actors: list[Any] = [None] * size
         self._idle: list[int] = []
         self._starting: dict[Any, int] = {}
@@ -92,7 +93,7 @@ class Pool(Workers):
         for index, ref in asked:
             try:
                 done = result_of(ref, self._logs[index], within_s=within_s)
-                values.append(None if done is None else self._noted(job, done))
+                values.append(None if done is None else self._noted_on(index, job, done))
             except GetTimeoutError:
                 self._idle.remove(index)
                 self._restart(index, self._hung(self._logs[index].stem, self._logs[index]))
@@ -135,7 +136,7 @@ class Pool(Workers):
             raise
         self._idle.append(index)
         self._give_out()
-        return Outcome(attempt.number, self._noted(attempt.job, value))
+        return Outcome(attempt.number, self._noted_on(index, attempt.job, value))
 
     def forget(self) -> None:
         self._waiting.clear()
@@ -164,6 +165,7 @@ class Pool(Workers):
 
     def _start(self, index: int) -> None:
         actor = ray.remote(_Actor).options(num_cpus=self._resources.cpus, num_gpus=self._resources.gpus)
+        self._asked_at[index] = time.monotonic()
         self._actors[index] = actor.remote(self._build, self._logs[index])
         self._starting[self._actors[index].__ray_ready__.remote()] = index
 
@@ -176,8 +178,15 @@ class Pool(Workers):
             self._restart(index, lost)
         else:
             self._deaths[index] = 0
+            self._start_s[index] = time.monotonic() - self._asked_at[index]
             self._idle.append(index)
             self._give_out()
+
+    def _noted_on(self, index: int, job: Job, done: Timed) -> Any:
+        if done.build_s is not None:
+            start_s = self._start_s[index] + done.build_s
+            self._watcher.on_start(self._logs[index].stem, start_s, done.ended - done.began)
+        return self._noted(job, done)
 
     def _restart(self, index: int, lost: WorkerLost) -> None:
         """Start an actor again; deaths under a job count for the job, those on the way up for the actor."""
@@ -199,6 +208,7 @@ class _Actor:
         # Built at the first job, not in __init__: what it raises then comes back as it is.
         if self._state is None and built_only:
             return None
-        if self._state is None:
+        began, builds = time.monotonic(), self._state is None
+        if builds:
             self._state = self._build()
-        return timed(job, self._state)
+        return timed(job, self._state, build_s=time.monotonic() - began if builds else None)

@@ -15,6 +15,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from ray.exceptions import RayError
 
 from cluster.errors import KeptWaiting, WorkerLost, last_words
 from cluster.mailbox import GroupJob, Mailbox, News
-from cluster.mapper import Patience, Watcher
+from cluster.mapper import Patience, Watcher, first_line
 from cluster.resources import Resources
 from cluster.session import redirect_output, told, what_is_free
-from cluster.timing import timed
+from cluster.timing import Timed, timed
 
 _LOOK_S = 0.5  # between looks at the reports of a job that goes on; its end is told at once
 _BRIEF_LOOK_S = 0.02  # where something else goes on meanwhile
@@ -67,6 +68,7 @@ class TrainingGroup:
         self._config = {"mailbox": self._mailbox, "build": build, "refusals": refusals, "log_dir": log_dir}
         self._num_jobs = self._num_done = self._num_groups = 0
         self._hung = False
+        self._built_at: float | None = None
         self._begin()
 
     def run(
@@ -86,7 +88,7 @@ class TrainingGroup:
         while True:
             ended, _ = ray.wait([self._ended], timeout=0)
             news = self._asked(self._mailbox.look.remote(number, at_most_s))
-            self._tell_deaths(news)
+            self._tell_groups(news)
             for report in news.reports:
                 on_report(report)
             if news.outcome is not None:
@@ -104,11 +106,12 @@ class TrainingGroup:
 
     def close(self) -> None:
         """Let the ranks return, and wait for the group to end."""
-        self._asked(self._mailbox.close.remote())
+        with suppress(WorkerLost):  # its work is done
+            self._asked(self._mailbox.close.remote())
         ray.wait([self._ended], timeout=_CLOSE_S)
 
     def _begin(self) -> None:
-        self._done_before = self._num_done
+        self._done_before, self._asked_at = self._num_done, time.time()
         fit = ray.remote(_fit).options(num_cpus=0, max_retries=0)
         self._ended = fit.remote(
             self._config,
@@ -143,11 +146,17 @@ class TrainingGroup:
         for actor in self._asked(self._mailbox.ranks.remote()):
             ray.kill(actor)
 
-    def _tell_deaths(self, news: News) -> None:
+    def _tell_groups(self, news: News) -> None:
         if news.num_groups > max(1, self._num_groups):
             self._watcher.on_death(self._lost())
             self._hung = False
         self._num_groups = news.num_groups
+        self._built_at = news.built_at or self._built_at
+        if self._built_at is not None and isinstance(news.outcome, Timed):
+            if news.num_groups == 1:  # when a later one was asked for, only Ray Train knows
+                job_s = news.outcome.ended - news.outcome.began
+                self._watcher.on_start("training group", self._built_at - self._asked_at, job_s)
+            self._built_at = None
 
     def _lost(self) -> WorkerLost:
         silent = f"it gave no sign of life within {self._patience.job_timeout_s:g} s (cluster.job_timeout_s)"
@@ -158,7 +167,7 @@ class TrainingGroup:
         try:
             return ray.get(ref)
         except RayError as error:
-            reason = f"its mailbox died: {str(error).splitlines()[0]}"
+            reason = f"its mailbox died: {first_line(error)}"
             raise WorkerLost("training group", self._log, reason) from error
 
 
@@ -225,7 +234,10 @@ def _serve(config: dict[str, Any]) -> None:
         if found is None:
             continue
         try:
-            state = config["build"]() if state is None else state
+            if state is None:
+                state = config["build"]()
+                if rank == 0:
+                    ray.get(mailbox.built.remote(time.time()))
             done = timed(found[0], state, _reporter(mailbox, number if rank == 0 else None))
         except config["refusals"] as refusal:
             ray.get(mailbox.acknowledge.remote(number, refusal))

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import WorkerLost
 from cluster.mapper import Patience, Watcher
 from cluster.pool import Pool
 from cluster.session import Devices, Resources
@@ -22,6 +21,7 @@ from pipeline.jobs.resting import rest_rewards, rest_sampler, rest_trainer
 from pipeline.layout import lay_out
 from pipeline.sources import RewardSource
 from pipeline.timeline import Timeline
+from pipeline.worker_log import WorkerLog
 from stages.errors import PrefloopError
 from stages.protocols import Reward
 from stages.sample.config import SampleConfig
@@ -105,18 +105,16 @@ class Crew:
         config: the run's.
         devices: what the cluster has.
         log_dir: where the workers' output goes.
-        on_death: told of every worker that has died and is replaced.
+        worker_log: told of every worker that came up, or died and is replaced.
 
     Attributes:
         timeline: when they worked.
     """
 
-    def __init__(
-        self, config: Config, devices: Devices, *, log_dir: Path, on_death: Callable[[WorkerLost], object]
-    ) -> None:
+    def __init__(self, config: Config, devices: Devices, *, log_dir: Path, worker_log: WorkerLog) -> None:
         self.timeline, asked = Timeline(), config.cluster
         self._patience = Patience(asked.max_worker_restarts, asked.start_timeout_s, asked.job_timeout_s)
-        self._watcher = Watcher(self.timeline.note, on_death)
+        self._watcher = Watcher(self.timeline.note, worker_log.came_up, worker_log.died)
         self._config, self.devices, self._log_dir = config, devices, log_dir
         self.layout = lay_out(config, devices)
         self._held: dict[str, tuple[object, Any]] = {}

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.errors import ClusterError, WorkerLost
+from cluster.errors import ClusterError
 from cluster.session import refuse_unless_it_fits, session, set_environment
 from pipeline import embedded
 from pipeline.config import Config
@@ -25,6 +25,7 @@ from pipeline.run_folder import is_held, next_log_dir, only_run
 from pipeline.schedule import add_rounds, parse_addition
 from pipeline.sources import ALL, Sources, find_sources, imported_from
 from pipeline.watch import Watch, refuse_watch
+from pipeline.worker_log import WorkerLog
 from stages.errors import ConfigError, PrefloopError
 from stages.faults import fault_point
 
@@ -115,7 +116,7 @@ def opened(
         shipped = shipped_from(beside)
         with session(config.cluster, log_dir=log_dir, search_path=[beside], shipped=shipped) as devices:
             fault_point("driver.start")
-            crew = Crew(config, devices, log_dir=log_dir, on_death=lambda lost: _tell_death(lost, console))
+            crew = Crew(config, devices, log_dir=log_dir, worker_log=WorkerLog(log_dir, console))
             refuse_unless_it_fits(crew.layout.workers)
             yield Workshop(config, sources, crew, console, folder, EngineSync(crew, folder))
             crew.close()  # after an error, the end of the session ends them too
@@ -133,10 +134,6 @@ def _tell_shortages(config: Config, console: Console) -> None:
     for shortage in refuse_what_cannot_be_held(config):
         told = f"{shortage.where} may be too small: {shortage.wanted.splitlines()[0]}; there are {shortage.got}"
         console.line("", "plan", told)
-
-
-def _tell_death(lost: WorkerLost, console: Console) -> None:
-    console.line("", "restarted", f"{lost.name}: {lost.reason} (log: {lost.log})")
 
 
 def shipped_from(folder: Path) -> list[Path]:

@@ -34,10 +34,10 @@ POINTS = {
     "sample.middle": "in a sampler: the answers are there, nothing of them is written; on, as at the start",
     "score.start": "in the scorer: before a shard; on its table's path, and the shard as shard-N",
     "score.middle": "in the scorer: the rewards are there, nothing of them is written; on, as at the start",
-    "update.start": "in a training rank: before a round's update; on rank-N and round-N",
+    "update.start": "in a training rank: before a round's update; on round-N/rank-N",
     "update.middle": "in a training rank: after an optimizer step; on rank-N",
-    "update.publishing": "in a training rank: the new weights are written, not yet published; on rank-N and round-N",
-    "update.end": "in a training rank: the new policy is published, nobody was told; on rank-N and round-N",
+    "update.publishing": "in a training rank: the new weights are written, not yet published; on round-N/rank-N",
+    "update.end": "in a training rank: the new policy is published, nobody was told; on round-N/rank-N",
     "file.written": "anywhere: a file is whole under a scratch name, before it gets its own; on its path",
     "file.placed": "anywhere: just after a file got its name; on its path",
 }
@@ -45,7 +45,7 @@ POINTS = {
 
 KINDS = {
     "kill": "SIGKILL to the process itself",
-    "parent": "SIGKILL to its parent, which for a Ray worker is the raylet of its node",
+    "parent": "SIGKILL to its parent, which has to be a raylet: Ray's workers are its children",
     "exit": "the process exits with status 1, without clearing up",
     "hang": "it goes on for ever and does nothing",
     "raise": "a RuntimeError",
@@ -130,6 +130,8 @@ def _fire(fault: Fault) -> None:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "parent":
+            name = Path(f"/proc/{os.getppid()}/comm").read_text(encoding="utf-8").strip()
+            assert name == "raylet", f"{fault.name}: the parent here is {name}, no raylet"
             os.kill(os.getppid(), signal.SIGKILL)
         case "exit":
             os._exit(1)

@@ -148,7 +148,7 @@ class UpdatePolicy:
 
     def __call__(self, trainer: Any, report: Callable[[Any], None]) -> float | None:
         """When the last optimizer step ended, in seconds since 1970; None where the policy is there already."""
-        fault_point("update.start", here := [f"rank-{trainer.rank}", f"round-{self.round}"])
+        fault_point("update.start", here := [f"round-{self.round}/rank-{trainer.rank}"])
         policy = self.folder / "policy"
         if trainer.everyone(found_model(policy, self.fingerprint) is not None):
             return None
