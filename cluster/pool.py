@@ -164,7 +164,9 @@ class Pool(Workers):
             self._running[self._actors[index].run.remote(attempt.job)] = _Given(index, attempt, due)
 
     def _start(self, index: int) -> None:
-        actor = ray.remote(_Actor).options(num_cpus=self._resources.cpus, num_gpus=self._resources.gpus)
+        # Started again here, not by Ray, which would wait without end for cores that others took meanwhile.
+        once = {"max_restarts": 0, "max_task_retries": 0}
+        actor = ray.remote(_Actor).options(num_cpus=self._resources.cpus, num_gpus=self._resources.gpus, **once)
         self._asked_at[index] = time.monotonic()
         self._actors[index] = actor.remote(self._build, self._logs[index])
         self._starting[self._actors[index].__ray_ready__.remote()] = index

@@ -64,7 +64,7 @@ class TrainingGroup:
         self._patience, self._watcher = patience, watcher or Watcher()
         self._size, self._resources, self._storage = size, resources, storage
         self._log = log_dir / "trainer-0.log"
-        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
+        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_restarts=0).remote()
         self._config = {"mailbox": self._mailbox, "build": build, "refusals": refusals, "log_dir": log_dir}
         self._num_jobs = self._num_done = self._num_groups = 0
         self._hung = False

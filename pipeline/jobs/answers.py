@@ -33,6 +33,8 @@ class SampleShard(SearchedShard):
     def __call__(self, sampler: Sampler) -> Entry:
         here = [self.out.path, f"shard-{self.shard}"]
         fault_point("sample.start", here)
+        if (done := self.done()) is not None:
+            return done
         sampler.load(self.weights)
         prompts = self.prompts.read(self.shard)
 
@@ -66,6 +68,8 @@ class ScoreShard(SearchedShard):
     def __call__(self, rewards: Sequence[Reward]) -> Entry:
         here = [self.out.path, f"shard-{self.shard}"]
         fault_point("score.start", here)
+        if (done := self.done()) is not None:
+            return done
         prompts, candidates = self.prompts.read(self.shard), self.candidates.read(self.shard)
 
         def rewards_of(asked: pa.Table) -> pa.Table:

@@ -106,6 +106,13 @@ class SearchedShard(ABC):
         search = Search.begin(self.out, self.shard) if begun is None else begun.after_death(lost, deaths)
         return None if search is None else replace(self, search=search)
 
+    def done(self) -> Entry | None:
+        """The shard's entry, if a worker has published it that died before it told."""
+        entry = self.out.entry_or_none(self.shard)
+        if entry is not None and self.search is not None:
+            self.search.end()
+        return entry
+
     def set_aside(self, prompts: pa.Table, attempt: Callable[[pa.Table], object]) -> tuple[Dropped, ...]:
         """The prompts to go without, after a search through those that were not tried yet.
 
