@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
-from cluster.errors import NodeLost
+from ray.exceptions import RayError
+
+from cluster.errors import ClusterError, NodeLost
 
 _LOOK_S = 0.2
 _SIGNAL = signal.SIGUSR1  # wakes the main thread where it waits inside Ray, as Ctrl-C does
@@ -22,30 +24,37 @@ def watched_node() -> Iterator[None]:
     The watch also takes note of the ended process, which would stay a zombie else: to the raylet's workers a zombie
     counts as alive, and they would work on for nobody.
     """
-    lost: list[str] = []
-    over = threading.Event()
+    processes, over = _ray_processes(), threading.Event()
 
     def watch() -> None:
-        processes = _ray_processes()
         while not over.wait(_LOOK_S):
-            for name, process in processes.items():
-                if process.poll() is not None and not over.is_set():
-                    lost.append(f"its {name} ended ({_status(process.returncode)})")
-                    signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
-                    return
+            if _ended(processes) and not over.is_set():
+                signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
+                return
 
     def tell(_number: int, _frame: FrameType | None) -> None:
-        raise NodeLost(lost[0] if lost else f"signal {_SIGNAL.name}")
+        if reason := _ended(processes):
+            raise NodeLost(reason)
 
     before = signal.signal(_SIGNAL, tell)
     watcher = threading.Thread(target=watch, name="ray-watch", daemon=True)
     watcher.start()
     try:
         yield
+    except (ClusterError, RayError) as error:  # what dies with it may be noticed first
+        if reason := _ended(processes):
+            raise NodeLost(reason) from error
+        raise
     finally:
         over.set()
         watcher.join()
         signal.signal(_SIGNAL, before)
+
+
+def _ended(processes: Mapping[str, subprocess.Popen[bytes]]) -> str:
+    """The first process that has ended, and how, in words; empty if there is none."""
+    codes = {name: process.poll() for name, process in processes.items()}
+    return next((f"its {name} ended ({_status(code)})" for name, code in codes.items() if code is not None), "")
 
 
 def _ray_processes() -> Mapping[str, subprocess.Popen[bytes]]:

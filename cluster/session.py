@@ -18,7 +18,6 @@ from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.errors import NodeLost, NotEnough, Unreachable
-from cluster.node import watched_node
 from cluster.resources import Devices, Node, Resources, place
 
 _CONNECT_S = 10.0
@@ -57,6 +56,8 @@ def session(
         NodeLost: in the block, if the local Ray dies.
     """
     import ray
+
+    from cluster.node import watched_node
 
     local = config.address == "local"
     options: dict[str, Any] = {}
