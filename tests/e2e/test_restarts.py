@@ -134,7 +134,7 @@ def test_dead_workers_are_replaced_and_refusals_are_told_at_once(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    told = [line for line in done.stdout.splitlines() if line.startswith(("pool", "group"))]
+    told = [line for line in done.stdout.splitlines() if line.startswith(("pool", "task", "group"))]
     assert told == [
         "pool ['a', 'b']",
         "pool refusal ValueError",
