@@ -105,7 +105,7 @@ def _score(
     rewards: Sequence[Reward], prompts: StageFolder, candidates: StageFolder, out: StageFolder, number: int
 ) -> None:
     for entry in prompts.entries():
-        ScoreShard(entry.shard, prompts, candidates, out, number)(rewards)
+        ScoreShard(entry.shard, prompts, out, candidates, number)(rewards)
 
 
 def _rewards(config: Config) -> list[Reward]:

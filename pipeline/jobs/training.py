@@ -19,6 +19,7 @@ from pipeline.jobs.probes import ProbeFolder
 from pipeline.model_folders import OPTIMIZER, close_model, end_without_model, ended_without_model, found_model
 from pipeline.tensorboard import StepCurves
 from stages.contracts import GROUPS
+from stages.faults import fault_point
 from stages.protocols import Moments, Weights
 from stages.seeds import hashed_seed
 from stages.update.config import UpdateConfig
@@ -153,6 +154,7 @@ class UpdatePolicy:
 
     def __call__(self, trainer: Any, report: Callable[[Any], None]) -> float | None:
         """When the last optimizer step ended, in seconds since 1970; None where there is nothing to do or to keep."""
+        fault_point("update.start", here := [f"round-{self.round}/rank-{trainer.rank}"])
         policy = self.folder / "policy"
         done = found_model(policy, self.fingerprint) or ended_without_model(self.folder, self.fingerprint)
         if trainer.everyone(done is not None):
@@ -189,6 +191,7 @@ class UpdatePolicy:
         result = trainer.save(self.folder, round=self.round)
         self.probe.score(trainer, probed, result)
         kept = trainer.save_moments(self.folder / OPTIMIZER) if self.config.keep_optimizer else None
+        fault_point("update.publishing", here)
         if trainer.rank == 0:
             if kept is not None:
                 close_model(kept.path, self.fingerprint, sha256=kept.sha256)
@@ -199,6 +202,7 @@ class UpdatePolicy:
                 master_sha256=result.master_sha256,
                 update=asdict(summary),
             )
+        fault_point("update.end", here)
         return stepped
 
     @contextmanager

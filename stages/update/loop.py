@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from stages.faults import fault_point
 from stages.update import checkpoint
 from stages.update.checkpoint import Checkpoints, Resumed, StepMetrics
 from stages.update.guard import SkippedStep
@@ -54,6 +55,7 @@ class Loop:
         for step in range(len(steps), len(self.batches)):
             self.stepping()
             self._make(step, steps)
+            fault_point("update.middle", [f"rank-{dist.get_rank()}"])
             if ended := guard.why_over(steps_left=len(self.batches) - step - 1):
                 break
             if self.checkpoints is not None and len(steps) < len(self.batches):
