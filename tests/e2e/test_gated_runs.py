@@ -125,12 +125,14 @@ def test_what_was_sampled_by_a_policy_that_was_rolled_back_is_not_trained_on(rol
     assert records(folder)[3]["sampling"] == standing
 
 
-def test_a_cleaned_run_is_done_when_the_command_is_given_again(prefloop, rolled_back):
+def test_a_cleaned_run_is_done_and_what_was_decided_stands_whatever_the_limits_are_now(prefloop, rolled_back):
     _, folder = rolled_back
     stands = final(folder)["path"]
     assert prefloop.command("clean", folder, "--keep", 1, "--yes").code == 0
-    again = prefloop.run(*ROLLS)
+    decided = [record["decision"] for record in records(folder)]
+    again = prefloop.run(*ROLLS, "gate.max_kl=1000")
     assert again.code == 0 and again.out.count("finished   nothing to do") == 4, again.out + again.err
+    assert [record["decision"] for record in records(folder)] == decided, "what is decided is not judged again"
     assert final(folder)["path"] == stands and list((folder / "final").glob("*.safetensors"))
 
 

@@ -9,7 +9,7 @@ import pytest
 from here import QUICKSTART
 from hypothesis import given
 from hypothesis import strategies as st
-from policy_cases import make_models, shop_of, weights
+from policy_cases import shop_of, weights
 from refusals import refused
 
 from pipeline.artifacts import StageFolder
@@ -220,11 +220,6 @@ def test_a_limit_on_what_is_not_told_is_refused():
 
 
 # ---- what later rounds start from -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return make_models(tmp_path_factory.mktemp("models"))
 
 
 def line_of(shop, *standing: int) -> PolicyLine:

@@ -6,18 +6,12 @@ import json
 import shutil
 
 import pytest
-from policy_cases import make_models, shop_of, weights
+from policy_cases import shop_of, weights
 from refusals import refused
 
 from pipeline.lineage import Lineage, RoundRecord
 from pipeline.policies import PolicyLine
 from pipeline.run import Run
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return make_models(tmp_path_factory.mktemp("models"))
-
 
 # ---- what may be a reference ----------------------------------------------------------------------------------------
 
