@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -130,19 +131,23 @@ def stepped(folder: Path, options: dict[str, Any], dtype: str, broken: float | N
     reference = trainer.logps(answers_of(rows))
     if broken is not None:
         reference[rows[9].chosen_id] = broken - reference[rows[9].chosen_id]
-    stepper, metrics, unchanged = trainer._stepper(rows, [reference], 4, None), [], None
+    stepper, metrics, unchanged = trainer._stepper(rows, [reference], 4, None, None), [], None
     stepper.guard.losses = [0.69] * FEWEST
     for step in range(4):
         if broken is None and step == 2:
             continue
-        before = deepspeed_engine.float32_state(trainer._engine)
+        before = _copied(deepspeed_engine.float32_state(trainer._engine))
         metrics.append(stepper(step, rows[4 * step : 4 * step + 4], own_reference=None))
         if step == 2:
-            now = deepspeed_engine.float32_state(trainer._engine)
+            now = _copied(deepspeed_engine.float32_state(trainer._engine))
             unchanged = all(torch.equal(now[name], before[name]) for name in now)
-    kept = {name: value.detach().cpu().clone() for name, value in deepspeed_engine.moments(trainer._engine)}
-    state = deepspeed_engine.float32_state(trainer._engine)
+    kept = _copied(deepspeed_engine.moments(trainer._engine))
+    state = _copied(deepspeed_engine.float32_state(trainer._engine))
     return {"state": state | kept, "steps": metrics, "unchanged": unchanged, "guard": stepper.guard.state()}
+
+
+def _copied(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors}
 
 
 def all_stepped(folder: Path, cases: dict[str, dict[str, Any]], dtype: str) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def test_a_reference_that_is_not_the_start_is_the_one_that_was_scored(policy_fol
 def diverging(folder: Path, epochs: int) -> tuple[UpdateSummary, list[SkippedStep]]:
     from stages.update.worker import Trainer
 
-    options = {"learning_rate": 1e30, "num_train_epochs": epochs, "warmup_ratio": 0.0, "global_batch_size": 6}
+    options = {"learning_rate": 1e38, "num_train_epochs": epochs, "warmup_ratio": 0.0, "global_batch_size": 6}
     trainer = Trainer(UpdateConfig(**BASE | options), dtype="float32", pad_token=None, num_threads=1)
     trainer.load(Weights.found(folder, round=0))
     rows, skipped = some_rows(6), []
