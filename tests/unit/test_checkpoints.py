@@ -52,9 +52,9 @@ def test_it_ends_with_the_same_bits(policy_folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 2])
-def test_every_kind_of_update_ends_with_the_same_bits(policy_folder, tmp_path, world):
-    check(on_ranks(world, interrupted, policy_folder, tmp_path, KINDS))
+@pytest.mark.parametrize(("world", "names"), [(1, ["ZeRO 0", "bfloat16, ZeRO 3", "random numbers"]), (2, KINDS)])
+def test_every_kind_of_update_ends_with_the_same_bits(policy_folder, tmp_path, world, names):
+    check(on_ranks(world, interrupted, policy_folder, tmp_path, {name: KINDS[name] for name in names}))
 
 
 # ---- on another number of workers, under another ZeRO stage ---------------------------------------------------------
@@ -87,7 +87,7 @@ def resumed(start: Path, out: Path, stages: list[int]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("writers", "stage", "readers", "stages"), [(1, 3, 2, [0, 1, 2, 3]), (2, 2, 1, [0, 1, 2, 3]), (2, 1, 3, [2, 3])]
+    ("writers", "stage", "readers", "stages"), [(1, 3, 2, [2, 3]), (2, 2, 1, [0, 1, 3]), (2, 1, 3, [2, 3])]
 )
 def test_another_number_of_workers_and_another_stage_end_within_rounding(
     policy_folder, tmp_path, writers, stage, readers, stages
@@ -96,8 +96,9 @@ def test_another_number_of_workers_and_another_stage_end_within_rounding(
     for rank in on_ranks(readers, resumed, policy_folder, tmp_path, stages):
         for (name, found_stage), found in rank.items():
             assert found["resumed_at"] == whole[name]["left"]
+            most = 1e-4 if name == "bfloat16" else 1e-5
             far = distance(found["weights"], whole[name]["weights"])
-            print(writers, stage, readers, found_stage, name, far)
+            assert far < most, (name, found_stage)
 
 
 def distance(these: dict[str, torch.Tensor], those: dict[str, torch.Tensor]) -> float:
