@@ -18,6 +18,7 @@ KINDS = {
     **{f"value head, ZeRO {stage}": kind("pairs", **VALUED | {"zero_stage": stage}) for stage in (0, 3)},
     "random numbers": kind(loss_type="own_objectives:NOISY"),
     "groups": kind("groups", loss_type="own_objectives:LISTWISE"),
+    "steps skipped": kind(guard={"max_kl": 0.05, "max_skipped": 99}),
     "activations computed again": kind(gradient_checkpointing=True, zero_stage=3),
 }
 
@@ -37,12 +38,13 @@ def check(ranks: list[dict]) -> None:
     for rank, found in enumerate(ranks):
         for name, (left, whole, kept, resumed) in found.items():
             assert left >= 2
+            assert bool(whole["skipped"]) == (name == "steps skipped" and rank == 0)
             assert (whole["resumed_at"], kept["resumed_at"], resumed["resumed_at"]) == (None, None, left), name
             for other in (kept, resumed):
                 for part in ("weights", "moments", "head"):
                     changed = [key for key, t in whole[part].items() if not torch.equal(t, other[part][key])]
                     assert whole[part].keys() == other[part].keys() and not changed, (name, part, changed[:3])
-                for part in ("steps", "first", "gate_floor"):
+                for part in ("steps", "skipped", "first", "gate_floor"):
                     assert whole[part] == other[part], (name, part)
             assert (len(whole["steps"]) > left) == (rank == 0)
 
