@@ -2,6 +2,7 @@
 # make test       install what is missing, then run the tests
 # make test-slow  the slow tier
 # make test-all   both
+# make test-faults  kill everything at every time, and print what became of it
 # make check      format, lint, types, import rules
 # make bench-round    what a round costs, side by side; a JSON line a case
 # make bench-pairing  how fast answers become pairs, likewise
@@ -25,7 +26,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: help run test test-slow test-all check bench-round bench-pairing bench-update reproduce format install clean-env
+.PHONY: help run test test-slow test-all test-faults check bench-round bench-pairing bench-update reproduce format install clean-env
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -34,13 +35,16 @@ run: $(READY)
 	@$(BIN)/prefloop run configs/quickstart.yaml $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not faults" $(ARGS)
 
 test-slow: $(READY)
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(BIN)/python -m pytest -m "slow and not faults" $(ARGS)
 
 test-all: $(READY)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -m "not faults" $(ARGS)
+
+test-faults: $(READY)
+	@$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
 
 check: $(READY)
 	@$(BIN)/ruff format --check .

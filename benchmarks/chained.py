@@ -105,7 +105,7 @@ def _score(
     rewards: Sequence[Reward], prompts: StageFolder, candidates: StageFolder, out: StageFolder, number: int
 ) -> None:
     for entry in prompts.entries():
-        ScoreShard(entry.shard, prompts, candidates, out, number)(rewards)
+        ScoreShard(entry.shard, prompts, out, candidates, number)(rewards)
 
 
 def _rewards(config: Config) -> list[Reward]:
@@ -184,7 +184,8 @@ def evaluate(work: Work) -> None:
     draw = Draw(base.run.seed, work.number, 0, EVALUATION_STREAM)
     _sample(base, one_answer(base.sample), prompts, candidates, result, draw)
     _score(_rewards(base), prompts, candidates, scored, work.number)
-    found = Evaluate(scored, StageFolder(work.run / "round-0000" / "evaluation" / "scored", SCORED))(None)
+    first_scored = StageFolder(work.run / "round-0000" / "evaluation" / "scored", SCORED)
+    found = Evaluate(scored, candidates, first_scored, {})(None)
     store = f"file://{folder.absolute()}/store"
     os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
     dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
@@ -206,8 +207,10 @@ def evaluate(work: Work) -> None:
 def _trainer(config: Config) -> Any:
     import torch.distributed as dist
 
+    from stages.update.allocation import keep_freed_memory
     from stages.update.worker import Trainer
 
+    keep_freed_memory()  # as the trainer's process of a run does
     return Trainer(
         config.update,
         dtype=config.policy.dtype,

@@ -21,6 +21,7 @@ from benchmarks.group import process_group
 from benchmarks.update_measure import BETA, Clock, Job, matmul_gflops, shift
 from benchmarks.update_work import Pair, read_pairs
 from stages.protocols import Weights
+from stages.update.allocation import keep_freed_memory
 from stages.update.config import UpdateConfig
 from stages.update.rows import PairRow, answers_of
 from stages.update.worker import Trainer
@@ -30,6 +31,7 @@ def ours(job: Job, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Figures of the steps that count; on rank 0, which alone is told of them."""
     num_warm_up = job.num_warm_up(len(pairs))
     clock, steps = Clock(num_warm_up), []
+    keep_freed_memory()  # as the trainer's process of a run does
     trainer = Trainer(_config(job), dtype="float32", pad_token=None, num_threads=job.threads)
     trainer.load(Weights.found(Path(job.policy), round=0))
     rows = [

@@ -29,7 +29,18 @@ class ClusterConfig(BaseModel):
         "stages on cores alone take them from each other",
     )
     devices: int | None = Field(None, ge=0, description="GPUs to use on a local cluster; null: those that are there")
-    max_worker_restarts: int = Field(2, ge=0, description="how often a dead worker is started again")
+    max_worker_restarts: int = Field(
+        2,
+        ge=0,
+        description="how often a worker is started again in a row, and how many deaths a shard may cause before the "
+        "prompt is looked for that kills them; 0: the first death ends the run",
+    )
+    job_timeout_s: float = Field(
+        3600.0,
+        gt=0,
+        description="seconds a worker may take for one shard, its own start included, and the training group for one "
+        "step, before it counts as hung: it is ended, and started again like a dead one",
+    )
     start_timeout_s: float = Field(
         600.0, gt=0, description="seconds to wait for cores and GPUs that others hold, before the run ends"
     )

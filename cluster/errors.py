@@ -80,6 +80,18 @@ class Unprotected(ClusterError):
         self.address, self.reason = address, reason
 
 
+class NodeLost(ClusterError):
+    """The local Ray itself died under the driver.
+
+    Args:
+        reason: what ended, and how.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 def last_words(log: Path, *, limit_bytes: int = 20_000) -> str:
     """The last line of a log that names an error, or its last line."""
     if not log.exists():

@@ -12,13 +12,13 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from cluster.access import refuse_unprotected
 from cluster.config import ClusterConfig
-from cluster.errors import NotEnough, Unreachable
+from cluster.errors import NodeLost, NotEnough, Unreachable
 from cluster.resources import Devices, Node, Resources, place
 
 _CONNECT_S = 10.0
@@ -53,8 +53,14 @@ def session(
         log_dir: made if need be.
         search_path: folders in which local workers look for modules, before all others.
         shipped: modules and packages that a cluster's workers get a copy of.
+
+    Raises:
+        Unreachable: if there is no cluster at the address.
+        NodeLost: in the block, if the local Ray dies.
     """
     import ray
+
+    from cluster.node import watched_node
 
     local = config.address == "local"
     options: dict[str, Any] = {}
@@ -84,9 +90,14 @@ def session(
         raise Unreachable(config.address, str(error).strip().splitlines()[0]) from error
     try:
         have = ray.cluster_resources()
-        yield Devices(cpus=int(have.get("CPU", 0)), gpus=int(have.get("GPU", 0)))
-    finally:
+        with watched_node() if local else nullcontext():
+            yield Devices(cpus=int(have.get("CPU", 0)), gpus=int(have.get("GPU", 0)))
+    except NodeLost:  # a farewell would wait for it; what is left of it ends with this process
+        raise
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 def refuse_unless_it_fits(wanted: Sequence[tuple[int, Resources]]) -> None:

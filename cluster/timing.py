@@ -10,22 +10,27 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What a job returned, and when it began and ended, in seconds since 1970."""
+    """What a job returned, and when it began and ended, in seconds since 1970.
+
+    Attributes:
+        build_s: seconds that its worker took just before to build its state; None where it was built already.
+    """
 
     value: Any
     began: float
     ended: float
+    build_s: float | None = None
 
 
 OnWork = Callable[[Any, Timed], object]
 """Called in the driver with each job that has ended."""
 
 
-def timed(job: Callable[..., Any], *arguments: Any) -> Timed:
+def timed(job: Callable[..., Any], *arguments: Any, build_s: float | None = None) -> Timed:
     """Run a job; whatever made it wait before (a worker's start, Ray's queues) is not counted."""
     began = time.time()
     value = job(*arguments)
-    return Timed(value, began, time.time())
+    return Timed(value, began, time.time(), build_s)
 
 
 def unnoted(_job: Any, _timed: Timed) -> None:

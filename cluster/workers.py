@@ -11,7 +11,6 @@ driver that still waits when Ray is shut down ends the driver with status 1, wha
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 import traceback
@@ -24,15 +23,14 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.errors import KeptWaiting, WorkerLost, last_words
+from cluster.mailbox import GroupJob, Mailbox, News
+from cluster.mapper import Patience, Watcher, first_line
 from cluster.resources import Resources
 from cluster.session import redirect_output, told, what_is_free
-from cluster.timing import OnWork, Timed, timed, unnoted
-
-GroupJob = Callable[[Any, Callable[[Any], None]], Any]
+from cluster.timing import Timed, timed
 
 _LOOK_S = 0.5  # between looks at the reports of a job that goes on; its end is told at once
 _BRIEF_LOOK_S = 0.02  # where something else goes on meanwhile
-_LONG_POLL_S = 5.0
 _CLOSE_S = 60.0
 
 
@@ -46,9 +44,9 @@ class TrainingGroup:
         refusals: exceptions that are a user's to mend; `run` raises them at once, whatever becomes of the group.
         storage: a folder for Ray Train's own files.
         log_dir: where the ranks' output goes.
-        max_restarts: how often the group may be started again.
-        start_timeout_s: how long to wait, over all these times, for what the ranks ask for.
-        on_work: told of every job that has ended, with rank 0's times.
+        patience: how often the group may be started again under one job, how long to wait, over all these times, for
+            what the ranks ask for, and how long no rank may give a sign of life.
+        watcher: is told of every job that has ended, with rank 0's times.
     """
 
     def __init__(
@@ -60,24 +58,18 @@ class TrainingGroup:
         refusals: tuple[type[Exception], ...],
         storage: Path,
         log_dir: Path,
-        max_restarts: int,
-        start_timeout_s: float,
-        on_work: OnWork = unnoted,
+        patience: Patience,
+        watcher: Watcher | None = None,
     ) -> None:
-        self._on_work = on_work
-        self._size, self._resources, self._start_timeout_s = size, resources, start_timeout_s
+        self._patience, self._watcher = patience, watcher or Watcher()
+        self._size, self._resources, self._storage = size, resources, storage
         self._log = log_dir / "trainer-0.log"
-        self._mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0).remote()
-        self._num_jobs = 0
-        fit = ray.remote(_fit).options(num_cpus=0, max_retries=0)
-        self._ended = fit.remote(
-            {"mailbox": self._mailbox, "build": build, "refusals": refusals, "log_dir": log_dir},
-            size=size,
-            resources=resources,
-            storage=storage,
-            max_restarts=max_restarts,
-            start_timeout_s=start_timeout_s,
-        )
+        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_restarts=0).remote()
+        self._config = {"mailbox": self._mailbox, "build": build, "refusals": refusals, "log_dir": log_dir}
+        self._num_jobs = self._num_done = self._num_groups = 0
+        self._hung = False
+        self._built_at: float | None = None
+        self._begin()
 
     def run(
         self, job: GroupJob, *, on_report: Callable[[Any], None], meanwhile: Callable[[], None] | None = None
@@ -91,38 +83,92 @@ class TrainingGroup:
         """
         number = self._num_jobs
         self._num_jobs += 1
-        ray.get(self._mailbox.put.remote(job))
+        self._asked(self._mailbox.put.remote(job))
         at_most_s = _LOOK_S if meanwhile is None else _BRIEF_LOOK_S
         while True:
             ended, _ = ray.wait([self._ended], timeout=0)
-            reports, outcome = ray.get(self._mailbox.look.remote(number, at_most_s))
-            for report in reports:
+            news = self._asked(self._mailbox.look.remote(number, at_most_s))
+            self._tell_groups(news)
+            for report in news.reports:
                 on_report(report)
-            if outcome is not None:
-                if isinstance(outcome, Exception):
-                    raise outcome
-                self._on_work(job, outcome)
-                return outcome.value
+            if news.outcome is not None:
+                self._num_done += 1
+                if isinstance(news.outcome, Exception):
+                    raise news.outcome
+                self._watcher.on_work(job, news.outcome)
+                return news.outcome.value
             if ended:
-                raise self._end()
+                self._go_on()
+            elif news.silent_s is not None and news.silent_s > self._patience.job_timeout_s:
+                self._kill()
             if meanwhile is not None:
                 meanwhile()
 
     def close(self) -> None:
         """Let the ranks return, and wait for the group to end."""
-        ray.get(self._mailbox.close.remote())
+        with suppress(WorkerLost):  # its work is done
+            self._asked(self._mailbox.close.remote())
         ray.wait([self._ended], timeout=_CLOSE_S)
 
-    def _end(self) -> Exception:
-        """Why the group is no more."""
+    def _begin(self) -> None:
+        self._done_before, self._asked_at = self._num_done, time.time()
+        fit = ray.remote(_fit).options(num_cpus=0, max_retries=0)
+        self._ended = fit.remote(
+            self._config,
+            size=self._size,
+            resources=self._resources,
+            storage=self._storage,
+            max_restarts=self._patience.max_restarts,
+            start_timeout_s=self._patience.start_timeout_s,
+        )
+
+    def _go_on(self) -> None:
+        """The group has ended: begin another one if it had done a job since it began, so that the count starts anew.
+
+        Raises:
+            WorkerLost: if it had done none.
+            KeptWaiting: if it ended since it was kept waiting.
+        """
         try:
             kept_waiting = ray.get(self._ended)
         except RayError:  # its own process died
             kept_waiting = False
         if kept_waiting:
             wanted = f"{self._size} x ({told(self._resources.cpus, self._resources.gpus)})"
-            return KeptWaiting("trainer", wanted, self._start_timeout_s, what_is_free())
-        return WorkerLost("training group", self._log, last_words(self._log))
+            raise KeptWaiting("trainer", wanted, self._patience.start_timeout_s, what_is_free())
+        if self._num_done == self._done_before or not self._patience.max_restarts:
+            raise self._lost()
+        self._begin()
+
+    def _kill(self) -> None:
+        """End all ranks, since one of them hangs: which one cannot be told, they wait for each other."""
+        self._hung = True
+        for actor in self._asked(self._mailbox.ranks.remote()):
+            ray.kill(actor)
+
+    def _tell_groups(self, news: News) -> None:
+        if news.num_groups > max(1, self._num_groups):
+            self._watcher.on_death(self._lost())
+            self._hung = False
+        self._num_groups = news.num_groups
+        self._built_at = news.built_at or self._built_at
+        if self._built_at is not None and isinstance(news.outcome, Timed):
+            if news.num_groups == 1:  # when a later one was asked for, only Ray Train knows
+                job_s = news.outcome.ended - news.outcome.began
+                self._watcher.on_start("training group", self._built_at - self._asked_at, job_s)
+            self._built_at = None
+
+    def _lost(self) -> WorkerLost:
+        silent = f"it gave no sign of life within {self._patience.job_timeout_s:g} s (cluster.job_timeout_s)"
+        return WorkerLost("training group", self._log, silent if self._hung else last_words(self._log))
+
+    def _asked(self, ref: Any) -> Any:
+        """An answer of the mailbox; without it nothing can be told about the group."""
+        try:
+            return ray.get(ref)
+        except RayError as error:
+            reason = f"its mailbox died: {first_line(error)}"
+            raise WorkerLost("training group", self._log, reason) from error
 
 
 def _fit(config: dict[str, Any], **options: Any) -> bool:
@@ -173,18 +219,25 @@ def _ray_trainer(
 
 def _serve(config: dict[str, Any]) -> None:
     """A rank's whole life: build the state, then run one job after another until the mailbox closes."""
+    from ray.train.collective import broadcast_from_rank_zero
+
     rank = ray.train.get_context().get_world_rank()
     redirect_output(config["log_dir"] / f"trainer-{rank}.log")
     mailbox = config["mailbox"]
-    state, number = None, ray.get(mailbox.first_open.remote())
+    ray.get(mailbox.enter.remote(rank, ray.get_runtime_context().current_actor))
+    # One rank asks for all: asked a moment apart, two ranks might begin with different jobs, and wait for each other.
+    state, number = None, broadcast_from_rank_zero(ray.get(mailbox.first_open.remote()) if rank == 0 else None)
     while True:
-        found = ray.get(mailbox.take.remote(number))
+        found = ray.get(mailbox.take.remote(number, rank))
         if found == "closed":
             return
         if found is None:
             continue
         try:
-            state = config["build"]() if state is None else state
+            if state is None:
+                state = config["build"]()
+                if rank == 0:
+                    ray.get(mailbox.built.remote(time.time()))
             done = timed(found[0], state, _reporter(mailbox, number if rank == 0 else None))
         except config["refusals"] as refusal:
             ray.get(mailbox.acknowledge.remote(number, refusal))
@@ -202,61 +255,3 @@ def _reporter(mailbox: Any, number: int | None) -> Callable[[Any], None]:
             mailbox.report.remote(number, value)
 
     return report
-
-
-class _Mailbox:
-    """Jobs in, outcomes out; asynchronous, so that waiting ranks cost nothing."""
-
-    def __init__(self) -> None:
-        self._jobs: list[GroupJob] = []
-        self._outcomes: dict[int, Timed | Exception] = {}
-        self._reports: list[tuple[int, Any]] = []
-        self._closed = False
-        self._changed = asyncio.Event()
-
-    async def put(self, job: GroupJob) -> None:
-        self._jobs.append(job)
-        self._wake()
-
-    async def close(self) -> None:
-        self._closed = True
-        self._wake()
-
-    async def first_open(self) -> int:
-        """The first job that nobody has acknowledged."""
-        return len(self._outcomes)
-
-    async def take(self, number: int) -> Any:
-        """Job `number` in a list, ``"closed"``, or None after a while without either."""
-        await self._until(lambda: number < len(self._jobs) or self._closed, _LONG_POLL_S)
-        if number < len(self._jobs):
-            return [self._jobs[number]]
-        return "closed" if self._closed else None
-
-    async def report(self, number: int, value: Any) -> None:
-        self._reports.append((number, value))
-
-    async def acknowledge(self, number: int, outcome: Timed | Exception) -> None:
-        self._outcomes.setdefault(number, outcome)
-        self._wake()
-
-    async def look(self, number: int, at_most_s: float) -> tuple[list[Any], Timed | Exception | None]:
-        """A job's reports since the last look, and its outcome as soon as it has one, or None after a while.
-
-        Late reports of others are dropped.
-        """
-        await self._until(lambda: number in self._outcomes, at_most_s)
-        reports = [value for of, value in self._reports if of == number]
-        self._reports = []
-        return reports, self._outcomes.get(number)
-
-    async def _until(self, holds: Callable[[], bool], at_most_s: float) -> None:
-        """Wait for a change that makes something hold, for a while."""
-        deadline = time.monotonic() + at_most_s
-        while not holds() and (left := deadline - time.monotonic()) > 0:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), left)
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()

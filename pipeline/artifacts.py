@@ -121,6 +121,15 @@ class StageFolder:
         write_json(self.path / _REFUSED, {"reason": reason})
         (self.path / MANIFEST).unlink(missing_ok=True)
 
+    def claimed(self) -> dict[str, Any]:
+        """What the folder's result is made from; empty where nobody claimed it."""
+        claim = self.path / _FINGERPRINT
+        return read_json(claim) if claim.exists() else {}
+
+    def drop(self) -> None:
+        """Remove the folder with all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def is_closed(self) -> bool:
         return (self.path / MANIFEST).exists()
 

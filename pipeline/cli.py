@@ -169,6 +169,20 @@ def report_command(run: Path, out: Path | None) -> None:
     _answer_for(lambda: show_page(run, out))
 
 
+@main.command("clean")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="in the place of the config's run.keep")
+@click.option("--yes", is_flag=True, help="drop it")
+def clean_command(run: Path, keep: int | None, yes: bool) -> None:
+    """Show which rounds' weights the run in folder RUN needs no more; with --yes, drop them.
+
+    The last rounds (run.keep), the best one and the final policy with what it came from stay; tables and figures, too.
+    """
+    from pipeline.cleaning import clean
+
+    _answer_for(lambda: clean(run, keep=keep, yes=yes))
+
+
 @main.command("trace")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("row_id", metavar="ID")
@@ -188,7 +202,7 @@ def _answer_for(work: Callable[[], Any]) -> None:
 
     0: done; 1: it could not be done; 2: the config is wrong; 70: a mistake of ours; 130: interrupted.
     """
-    from cluster.errors import KeptWaiting, NotEnough, Unprotected, Unreachable, WorkerLost
+    from cluster.errors import KeptWaiting, NodeLost, NotEnough, Unprotected, Unreachable, WorkerLost
 
     try:
         work()
@@ -197,6 +211,11 @@ def _answer_for(work: Callable[[], Any]) -> None:
         _leave(str(error), 2 if isinstance(error, ConfigError) else 1)
     except WorkerLost as error:
         _leave(f"{error}\n  fix:    read the log; the same command carries on where this one stopped", 1)
+    except NodeLost as error:
+        fix = (
+            "if the machine was short of memory, give it less to do; the same command carries on where this one stopped"
+        )
+        _leave(f"Ray was lost\n  wanted: its processes, up to the end\n  got:    {error.reason}\n  fix:    {fix}", 1)
     except NotEnough as error:
         fix = "fewer sample.engines or update.workers, or a larger cluster"
         _leave(f"the cluster is too small\n  wanted: {error.wanted}\n  got:    {error.got}\n  fix:    {fix}", 1)

@@ -90,14 +90,16 @@ class Collector:
         """Check how old the policy is that samples.
 
         Raises:
-            StageError: if it is more rounds behind the round's own start than `max_staleness` allows.
+            StageError: if it is more policies behind the one that the round goes on from than `max_staleness` allows.
         """
-        at, age = self._at, self._at.number - 1 - policy.round
-        if at.number and age > at.config.max_staleness:
+        at, line = self._at, (*self._at.policies.line, 0)
+        age = line.index(policy.round) if policy.round in line else None
+        if age is None or age > at.config.max_staleness:
             raise StageError(
                 f"round {at.number}: sample",
-                wanted=f"a policy at most {at.config.max_staleness} rounds older than the latest (max_staleness)",
-                got=f"one that is {age} rounds older",
+                wanted=f"a policy at most {at.config.max_staleness} before the latest (max_staleness)",
+                got=f"the one of round {policy.round}"
+                + (f", {age} before it" if age else ", which did not lead to it"),
                 fix="delete the round's folder and run again",
             )
 

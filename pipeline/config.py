@@ -15,7 +15,15 @@ from pydantic import Field, field_validator, model_validator
 from cluster.config import ClusterConfig
 from pipeline import config_checks
 from pipeline.schedules import numbers_by_round
-from pipeline.sections import EvaluateConfig, PairsConfig, PolicyConfig, PromptsConfig, RunSection, StopConfig
+from pipeline.sections import (
+    EvaluateConfig,
+    GateConfig,
+    PairsConfig,
+    PolicyConfig,
+    PromptsConfig,
+    RunSection,
+    StopConfig,
+)
 from stages.errors import ConfigError
 from stages.sample.config import SampleConfig
 from stages.score.config import PairConfig, RewardConfig, ScoreConfig
@@ -77,6 +85,10 @@ class Config(Settings):
     pair: PairConfig = PairConfig()
     update: UpdateConfig = UpdateConfig()
     evaluate: EvaluateConfig | None = None
+    gate: GateConfig | None = Field(
+        GateConfig(),
+        description="what a round's result must keep to take the place of the policy before; null: nothing",
+    )
     stop_when: StopConfig = Field(default=StopConfig(), json_schema_extra={"where": True})
     cluster: ClusterConfig = Field(default=ClusterConfig(), json_schema_extra={"where": True})
 

@@ -39,14 +39,33 @@ def check_across(config: Config) -> None:
         _check_rewards(config.score)
     if config.cluster.placement == "colocate":
         _check_turns(config)
-    stop, evaluate = config.stop_when, config.evaluate
-    if (stop.patience or stop.max_kl) and (evaluate is None or (stop.max_kl and not evaluate.kl)):
-        key = "patience" if stop.patience else "max_kl"
+    _check_looks(config)
+
+
+def _check_looks(config: Config) -> None:
+    """Refuse limits on what no evaluation tells; the gate's defaults hold only where it tells them."""
+    stop, gate, evaluate = config.stop_when, config.gate, config.evaluate
+    default = type(gate)().limits if gate is not None else {}
+    asked = [f"stop_when.{name}" for name in ("patience", "max_kl") if getattr(stop, name)]
+    if gate is not None:
+        asked += [f"gate.{name}" for name, limit in gate.limits.items() if limit != default[name]]
+    for key in asked:
+        wants_kl, wants_texts = key.endswith(".max_kl"), key.endswith(".max_texts_nll")
+        if evaluate is None:
+            wanted, got, fix = "", "none", "add evaluate: {holdout: 0.1}"
+        elif wants_kl and not evaluate.kl:
+            wanted, got, fix = " with kl: true", "evaluate.kl false", "--set evaluate.kl=true"
+        elif wants_texts and evaluate.texts is None:
+            wanted, got, fix = " with texts", "no evaluate.texts", "--set evaluate.texts.path=real_texts.jsonl"
+        else:
+            continue
+        raise ConfigError(key, wanted=f"an evaluation to look at{wanted}", got=got, fix=fix)
+    if "gate.max_holdout_drop" in asked and not any(reward.role == "holdout" for reward in config.rewards):
         raise ConfigError(
-            f"stop_when.{key}",
-            wanted="an evaluation to look at" + (" with kl: true" if stop.max_kl and evaluate else ""),
-            got="none" if evaluate is None else "evaluate.kl false",
-            fix="add evaluate: {holdout: 0.1}" if evaluate is None else "--set evaluate.kl=true",
+            "gate.max_holdout_drop",
+            wanted="a reward of role holdout, which training never sees",
+            got="none",
+            fix="add one to score.rewards with role: holdout, or leave the limit out",
         )
 
 

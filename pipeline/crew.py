@@ -11,14 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cluster.mapper import Pool, Tasks
+from cluster.mapper import Patience, Watcher
+from cluster.pool import Pool
 from cluster.session import Devices, Resources
+from cluster.tasks import Tasks
 from cluster.workers import TrainingGroup
 from pipeline.config import Config
 from pipeline.jobs.resting import rest_rewards, rest_sampler, rest_trainer
 from pipeline.layout import lay_out
 from pipeline.sources import RewardSource
 from pipeline.timeline import Timeline
+from pipeline.worker_log import WorkerLog
 from stages.errors import PrefloopError
 from stages.protocols import Reward
 from stages.sample.config import SampleConfig
@@ -87,9 +90,13 @@ class BuildTrainer:
     num_threads: int
 
     def __call__(self) -> object:
+        from stages.update.allocation import keep_freed_memory
         from stages.update.worker import Trainer
 
-        return Trainer(self.config, dtype=self.dtype, pad_token=self.pad_token, num_threads=self.num_threads)
+        trainer = Trainer(self.config, dtype=self.dtype, pad_token=self.pad_token, num_threads=self.num_threads)
+        if trainer.device.type == "cpu":
+            keep_freed_memory()
+        return trainer
 
 
 class Crew:
@@ -102,13 +109,16 @@ class Crew:
         config: the run's.
         devices: what the cluster has.
         log_dir: where the workers' output goes.
+        worker_log: told of every worker that came up, or died and is replaced.
 
     Attributes:
         timeline: when they worked.
     """
 
-    def __init__(self, config: Config, devices: Devices, *, log_dir: Path) -> None:
-        self.timeline = Timeline()
+    def __init__(self, config: Config, devices: Devices, *, log_dir: Path, worker_log: WorkerLog) -> None:
+        self.timeline, asked = Timeline(), config.cluster
+        self._patience = Patience(asked.max_worker_restarts, asked.start_timeout_s, asked.job_timeout_s)
+        self._watcher = Watcher(self.timeline.note, worker_log.came_up, worker_log.died)
         self._config, self.devices, self._log_dir = config, devices, log_dir
         self.layout = lay_out(config, devices)
         self._held: dict[str, tuple[object, Any]] = {}
@@ -164,9 +174,8 @@ class Crew:
                 refusals=(PrefloopError, AssertionError),
                 storage=self._log_dir / "ray_train",
                 log_dir=self._log_dir,
-                max_restarts=config.cluster.max_worker_restarts,
-                start_timeout_s=config.cluster.start_timeout_s,
-                on_work=self.timeline.note,
+                patience=self._patience,
+                watcher=self._watcher,
             )
 
         return self._same_or_new("trainer", key, start)  # type: ignore[no-any-return]
@@ -182,9 +191,8 @@ class Crew:
         return Tasks(
             resources=self.layout.task,
             log_dir=self._log_dir,
-            max_retries=self._config.cluster.max_worker_restarts,
-            start_timeout_s=self._config.cluster.start_timeout_s,
-            on_work=self.timeline.note,
+            patience=self._patience,
+            watcher=self._watcher,
         )
 
     def close(self) -> None:
@@ -215,9 +223,8 @@ class Crew:
                 size=size,
                 resources=resources,
                 log_dir=self._log_dir,
-                max_restarts=self._config.cluster.max_worker_restarts,
-                start_timeout_s=self._config.cluster.start_timeout_s,
-                on_work=self.timeline.note,
+                patience=self._patience,
+                watcher=self._watcher,
             )
 
         return self._same_or_new(name, (build, size, resources), start)  # type: ignore[no-any-return]

@@ -13,5 +13,5 @@ def align(run: Run) -> Weights:
         data = rnd.collect(rnd.sampling)  # sample -> score -> pair, shard by shard; a handle, not tables
         references = rnd.reference_logps(data, rnd.references)
         result = rnd.update(rnd.start, data, references)
-        run.settle(rnd, result, rnd.evaluate(result))  # fixes the next round's start and references
+        run.settle(rnd, rnd.gate(result))  # promote, hold or roll back: fixes the next round's start and references
     return run.result

@@ -99,13 +99,14 @@ class Evaluation:
 
     # ---- of a policy ------------------------------------------------------------------------------------------------
 
-    def of(self, policy: Weights, *, round: int, config: Config) -> tuple[Figures, bool]:
+    def of(self, policy: Weights, *, round: int, config: Config, before: Weights | None = None) -> tuple[Figures, bool]:
         """A policy's figures, and whether they took any work now.
 
         Args:
             policy: what is evaluated.
             round: the round that made it.
             config: the round's, for who trains.
+            before: the policy whose place it would take, evaluated earlier; compared with, as the first policy is.
 
         Raises:
             StageError: if not one answer has a reward.
@@ -119,7 +120,9 @@ class Evaluation:
         scored, judged = shop.score(
             folder, self.prompts, candidates, base, rewards, round=round, scaled_by=first if round else None
         )
-        job = answers.Evaluate(scored, StageFolder(first / "scored", SCORED))
+        rivals = {"first": 0, "before": before.round} if before is not None and before.round else {"first": 0}
+        others = {name: StageFolder(_folder(shop, made_in) / "scored", SCORED) for name, made_in in rivals.items()}
+        job = answers.Evaluate(scored, candidates, others["first"], others if round else {})
         found: Figures = shop.crew.tasks.run(job)
         if not found["num_prompts"]:
             raise StageError(

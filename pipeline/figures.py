@@ -145,12 +145,14 @@ def _dropped(figures: Figures) -> str:
 def updated_line(summary: Mapping[str, Any], seconds: float, *, rows: str) -> str:
     """`summary` is an `UpdateSummary` as JSON, `rows` what it was trained on: pairs or groups."""
     first, last = summary["first"], summary["last"]
-    active = last.get("rejected_active")
+    active, resumed = last.get("rejected_active"), summary["resumed_at"]
     return (
         f"{summary['num_pairs']:,} {rows}, {summary['num_steps']} steps   {duration(seconds)}   "
         f"loss {first['loss']:.3f} -> {last['loss']:.3f}   "
         f"accuracy {first['rewards/accuracies']:.2f} -> {last['rewards/accuracies']:.2f}"
         + (f"   rejected above reference {share(active, 1)}" if active is not None else "")
+        + (f"   went on from step {resumed}" if resumed is not None else "")
+        + (f"   steps skipped {skipped}" if (skipped := summary.get("num_skipped")) else "")
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import InputError
+from stages.faults import fault_point
 
 
 @contextmanager
@@ -21,7 +22,9 @@ def replacing(target: Path) -> Iterator[Path]:
     try:
         yield scratch
         sync(scratch)
+        fault_point("file.written", [target])
         scratch.replace(target)
+        fault_point("file.placed", [target])
     finally:
         scratch.unlink(missing_ok=True)
 

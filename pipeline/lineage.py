@@ -1,9 +1,9 @@
-"""The run's lineage file, ``run.json``: which policy each round started from, referred to and made."""
+"""The run's lineage file, ``run.json``: what each round started from and made, and which policy stands."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,23 @@ class RoundRecord:
 
     Attributes:
         sampling: the policy that answered the prompts.
+        result: the policy that the round made; None where its update was ended without one.
+        standing: the policy that the run stands behind after the round.
         decision, reason: what was done with the result, and why.
         fingerprint: what the round was made from.
+        is_dropped: whether its weights were removed since.
     """
 
     round: int
     sampling: Weights
     start: Weights
     references: list[Weights]
-    result: Weights
+    result: Weights | None
+    standing: Weights
     decision: str
     reason: str
     fingerprint: Mapping[str, Any]
+    is_dropped: bool = False
 
 
 @dataclass(slots=True)
@@ -45,14 +50,35 @@ class Lineage:
             return cls(file)
         records = []
         for found in read_json(file)["rounds"]:
-            policies = {key: _weights(found[key], file.parent) for key in ("sampling", "start", "result")}
+            policies = {key: _weights(found[key], file.parent) for key in ("sampling", "start", "standing")}
+            result = _weights(found["result"], file.parent) if found["result"] else None
             references = [_weights(reference, file.parent) for reference in found["references"]]
-            records.append(RoundRecord(**found | policies | {"references": references}))
+            records.append(RoundRecord(**found | policies | {"result": result, "references": references}))
         return cls(file, records)
+
+    def standing(self, number: int, *, first: Weights) -> Weights:
+        """The policy that the run stands behind after a round; `first` before any."""
+        return self.rounds[number - 1].standing if number else first
+
+    def line(self, number: int) -> tuple[int, ...]:
+        """The rounds that led to the policy standing after a round, the newest first; what was held is not in it."""
+        found = []
+        while number and (made_in := self.rounds[number - 1].standing.round):
+            found.append(made_in)
+            number = made_in - 1
+        return tuple(found)
 
     def settle(self, record: RoundRecord) -> None:
         """Add a round."""
         self.rounds.append(record)
+        self._write()
+
+    def drop(self, rounds: Collection[int]) -> None:
+        """Note that the weights of some rounds are removed."""
+        self.rounds = [replace(r, is_dropped=True) if r.round in rounds else r for r in self.rounds]
+        self._write()
+
+    def _write(self) -> None:
         write_json(self.file, {"rounds": [self._plain(found) for found in self.rounds]})
 
     def _plain(self, record: RoundRecord) -> dict[str, Any]:
@@ -62,10 +88,12 @@ class Lineage:
             "sampling": describe(record.sampling, folder),
             "start": describe(record.start, folder),
             "references": [describe(weights, folder) for weights in record.references],
-            "result": describe(record.result, folder),
+            "result": describe(record.result, folder) if record.result is not None else None,
+            "standing": describe(record.standing, folder),
             "decision": record.decision,
             "reason": record.reason,
             "fingerprint": record.fingerprint,
+            "is_dropped": record.is_dropped,
         }
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 from pipeline.artifacts import MANIFEST
 from pipeline.files import read_json, sync, write_json
-from pipeline.fingerprints import refuse_other_fingerprint
+from pipeline.fingerprints import differing_fields, refuse_other_fingerprint
 from stages.errors import ContractError
 from stages.protocols import Moments
 from stages.weights import file_sha256
 
 OPTIMIZER = "optimizer"
 """The folder of a round that holds AdamW's moments, beside the policy that was made with them."""
+
+_ENDED = "update_ended.json"
 
 
 def close_model(folder: Path, fingerprint: Mapping[str, Any], *, sha256: str, **figures: Any) -> None:
@@ -44,6 +46,18 @@ def found_model(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] 
     manifest = read_json(folder / MANIFEST)
     refuse_other_fingerprint(folder, manifest["fingerprint"], fingerprint)
     return manifest
+
+
+def end_without_model(round_folder: Path, fingerprint: Mapping[str, Any], **figures: Any) -> None:
+    """Note that a round's update was ended without a policy."""
+    write_json(round_folder / _ENDED, {"fingerprint": fingerprint} | figures)
+
+
+def ended_without_model(round_folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What was noted of a round's update that was ended without a policy; None of one made from something else."""
+    file = round_folder / _ENDED
+    found = read_json(file) if file.exists() else None
+    return None if found is None or differing_fields(found["fingerprint"], fingerprint) else found
 
 
 def found_moments(round_folder: Path) -> Moments | None:

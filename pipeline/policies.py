@@ -1,7 +1,9 @@
 """The policies that a round names: the one that samples, the one it trains from, those its objective refers to.
 
-Most often all are one: the result of the round before. They part with ``start: initial`` (only the sampling policy goes
-on), with momentum (the round starts, and samples, beyond the result before it), and with other references.
+Most often all are one: the policy that the run stands behind, which is the result of the round before unless the gate
+held it. They part with ``start: initial`` (only the sampling policy goes on), with momentum (the round starts, and
+samples, beyond the standing policy), and with other references. A round whose result was held leaves no trace in what
+later ones name.
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ class Policies:
         sampling: answers the prompts.
         start: what the update begins from.
         references: by their names in the config.
+        line: the rounds that led to the policy which the round goes on from, the newest first.
     """
 
     sampling: Weights
     start: Weights
     references: tuple[tuple[str, Weights], ...] = ()
+    line: tuple[int, ...] = ()
 
 
 class PolicyLine:
@@ -45,45 +49,72 @@ class PolicyLine:
         """The policies of a round, all rounds before which are settled."""
         config = self._shop.config.for_round(number)
         onward = self._onward(number, config)
-        start = self._result(0) if config.start == "initial" else onward
+        start = self._first if config.start == "initial" else onward
         references = tuple((name, self._reference(name, number, start, config)) for name in config.references)
-        return Policies(self.sampling(number), start, references)
+        return Policies(self.sampling(number), start, references, self._lineage.line(number - 1))
 
     def sampling(self, number: int) -> Weights:
-        """The policy that answers a round's prompts: the one that the round goes on from, or with `max_staleness: 1`
-        the one before that, which is there while the round before is still trained."""
-        older = max(1, number - self._shop.config.max_staleness)
-        return self._onward(older, self._shop.config.for_round(older))
+        """The policy that answers a round's prompts, all rounds before which are settled.
 
-    def _result(self, number: int) -> Weights:
-        """What a round made; 0: the first policy."""
-        return self._lineage.rounds[number - 1].result if number else self._shop.sources.policy
+        It is the one that the round goes on from, or with `max_staleness: 1` the one before that, if that led to it:
+        what a policy sampled that was rolled back since is not trained on.
+        """
+        if self._led_on(number):
+            return self.ahead(number)
+        return self._onward(number, self._shop.config.for_round(number))
+
+    def ahead(self, number: int) -> Weights:
+        """The policy that answers a round's prompts while the round before it is still trained."""
+        before = max(1, number - self._shop.config.max_staleness)
+        return self._onward(before, self._shop.config.for_round(before))
+
+    def abandoned(self, number: int) -> Weights | None:
+        """The policy that may have answered a round's prompts already, and was rolled back since."""
+        return None if self._led_on(number) else self.ahead(number)
+
+    def _led_on(self, number: int) -> bool:
+        """Whether the policy that could sample ahead of a round led to the one that the round goes on from."""
+        if number == 1:
+            return True
+        before = max(1, number - self._shop.config.max_staleness)
+        older, line = self._standing(before - 1).round, self._lineage.line(number - 1)
+        return not older or older in line
+
+    @property
+    def _first(self) -> Weights:
+        return self._shop.sources.policy
+
+    def _standing(self, number: int) -> Weights:
+        """The policy that the run stands behind after a round; after 0 rounds the first."""
+        return self._lineage.standing(number, first=self._first)
 
     def _onward(self, number: int, config: Config) -> Weights:
-        """The policy that a round goes on from: the result before it, with momentum beyond that."""
-        newer = self._result(number - 1)
-        if number == 1 or not config.momentum:
+        """The policy that a round goes on from: the standing one, with momentum beyond that."""
+        newer = self._standing(number - 1)
+        if not newer.round or not config.momentum:
             return newer
-        return self._mixed(number, "start", newer, self._result(number - 2), by=config.momentum)
+        return self._mixed(number, "start", newer, self._standing(newer.round - 1), by=config.momentum)
 
     def _reference(self, name: str, number: int, start: Weights, config: Config) -> Weights:
         match name:
             case "round_start":
                 return start
             case "initial":
-                return self._result(0)
+                return self._first
             case "previous":
-                return self._lineage.rounds[number - 2].start if number > 1 else start
+                made_in = self._standing(number - 1).round
+                return self._lineage.rounds[made_in - 1].start if made_in else start
             case "ema":
-                return self._average(number)
+                return self._average(self._standing(number - 1))
         return self._shop.sources.of(number).references[name]
 
-    def _average(self, number: int) -> Weights:
-        """The exponential moving average of the first policy and all results before a round."""
+    def _average(self, policy: Weights) -> Weights:
+        """The exponential moving average of the first policy and all that led to one, itself included."""
+        number = policy.round + 1
         if number == 1:
-            return self._result(0)
+            return policy
         decay = self._shop.config.for_round(number).ema_decay
-        return self._mixed(number, "ema", self._result(number - 1), self._average(number - 1), by=-decay)
+        return self._mixed(number, "ema", policy, self._average(self._standing(number - 2)), by=-decay)
 
     def _mixed(self, number: int, name: str, newer: Weights, older: Weights, *, by: float) -> Weights:
         """``newer + by * (newer - older)``, in the round's folder."""

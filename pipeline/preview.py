@@ -139,7 +139,7 @@ def preview(folders: Sequence[StageFolder], config: Config, *, round: int) -> li
     )
     for entry in folders[0].entries():
         prompts, candidates, scored = (folder.read(entry.shard) for folder in folders)
-        dropped = [Dropped(**drop) for drop in folders[1].entry(entry.shard).drops]
+        dropped = [Dropped(**drop) for folder in folders[1:] for drop in folder.entry(entry.shard).drops]
         shard = read_shard(prompts, candidates, scored, needs)
         lengths = {answer.response_id: answer.num_tokens for answer in shard.answers}
         for outcome in outcomes:

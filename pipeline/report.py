@@ -64,7 +64,7 @@ def result_table(rounds: list[dict[str, Any]]) -> Table:
     for report, besides in zip(rounds, named, strict=True):
         figures, update = report.get("evaluate", {}), report.get("update")
         table.add_row(
-            f"after round {report['round']}" if report["round"] else "before",
+            _row_name(report),
             f"{figures['reward']:.2f} ± {figures['reward_se']:.2f}" if figures else "-",
             share(figures["win_rate"], 1) if figures else "-",
             *[_three_decimals(besides.get(name)) for name in more],
@@ -72,6 +72,13 @@ def result_table(rounds: list[dict[str, Any]]) -> Table:
             f"{update['last']['loss']:.3f}" if update else "",
         )
     return table
+
+
+def _row_name(report: Mapping[str, Any]) -> str:
+    if not report["round"]:
+        return "before"
+    refused = {"hold": ", held", "roll_back": ", rolled back"}
+    return f"after round {report['round']}{refused.get(report.get('decision', ''), '')}"
 
 
 def rows_made(report: Mapping[str, Any]) -> str:
@@ -136,7 +143,13 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
             told += f", reward margin {first['rewards/margins']:.3f} -> {last['rewards/margins']:.3f}"
         if (active := last.get("rejected_active")) is not None:
             told += f"; in the last step {share(active, 1)} of the rejected answers stood above their reference"
+        if update.get("resumed_at") is not None:
+            told += f"; it went on from step {update['resumed_at']}"
         lines.append(told)
+    if skipped := (update or report.get("ended_update", {})).get("num_skipped"):
+        lines.append(
+            f"  skipped  {skipped} optimizer steps; skipped.jsonl in the round's folder says why, with the ids"
+        )
     if "idle_share" in report:
         told = f"  timed    {duration(report['seconds'])}, no stage at work {share(report['idle_share'], 1)} of it"
         if "first_answers_s" in report:

@@ -11,13 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline import figures
+from pipeline import figures, gate
 from pipeline.ahead import Ahead
 from pipeline.artifacts import StageFolder
 from pipeline.collect import Collector
 from pipeline.console import Stopwatch
 from pipeline.evaluation import Evaluation
 from pipeline.files import read_json, write_json
+from pipeline.gate import Rivals, Verdict, ungated
 from pipeline.model_folders import refuse_changed_model
 from pipeline.pairing import made_by
 from pipeline.policies import Policies
@@ -44,6 +45,7 @@ class Round:
         every_prompt: ask the whole pool instead of ``prompts.per_round`` of it.
         give_up: called where nothing can be built on what was sampled, before the error is raised.
         ahead: its data, as far as they were collected while the round before was trained.
+        rivals: what its result is judged against; None where it is not.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Round:
         every_prompt: bool = False,
         give_up: Callable[[], None] | None = None,
         ahead: Ahead | None = None,
+        rivals: Rivals | None = None,
     ) -> None:
         self._at = RoundContext(shop, number, policies, folder or shop.folder / f"round-{number:04d}", label)
         self.number, self.folder = number, self._at.folder
@@ -68,10 +71,15 @@ class Round:
             self._at, pool=pool, drawn_before=drawn_before, every_prompt=every_prompt, give_up=give_up
         )
         self._updater, self._evaluation, self._began = Updater(self._at), evaluation, time.time()
-        self._ahead: Ahead | None = ahead
+        self._ahead, self._rivals = ahead, rivals
         self._next: Ahead | None = None
         if ahead is not None:
             self._at.figures.update(ahead.figures)
+
+    @property
+    def why_no_result(self) -> str:
+        """Why the guard ended the update without a policy."""
+        return str(self._at.figures["ended_update"]["ended"])
 
     # ---- what a round does ------------------------------------------------------------------------------------------
 
@@ -87,7 +95,7 @@ class Round:
         """The log-probs of all answers to train on under each reference; see `Updater.reference_logps`."""
         return self._updater.reference_logps(data, references)
 
-    def update(self, start: Weights, data: StageFolder, references: References) -> Weights:
+    def update(self, start: Weights, data: StageFolder, references: References) -> Weights | None:
         """Train from `start`, see `Updater.update`; the next round is sampled meanwhile, where it may be."""
         result = self._updater.update(start, data, references, meanwhile=self._next.pump if self._next else None)
         if self._next is not None:
@@ -103,12 +111,28 @@ class Round:
         if self._evaluation is None:
             return {}
         watch = Stopwatch()
-        found, made = self._evaluation.of(policy, round=self.number, config=self._at.config)
+        before = self._rivals.before if self._rivals is not None else None
+        found, made = self._evaluation.of(policy, round=self.number, config=self._at.config, before=before)
         self._at.figures["evaluate"] = found
         if made:
             told = figures.evaluated_line(found, watch.seconds) + self._at.shop.sync.told()
             self._at.tell("evaluate", told)
         return found
+
+    def gate(self, result: Weights | None) -> Verdict:
+        """Evaluate the round's result, and say what becomes of it; no result is held."""
+        config = self._at.shop.config.gate
+        assert self._rivals is not None
+        if result is None:
+            verdict = gate.refused(config, f"the update was ended: {self.why_no_result}", None, self._rivals)
+        else:
+            found = self.evaluate(result)
+            if config is None or not found:
+                return ungated(result, "this run has no gate" if config is None else "nothing is evaluated")
+            verdict = gate.verdict(config, found, result, self._rivals)
+        self._at.figures["gate"] = verdict.figures()
+        self._at.tell("gate", f"{verdict.decision}: {verdict.reason}")
+        return verdict
 
     # ---- what is kept of it -----------------------------------------------------------------------------------------
 
@@ -130,8 +154,8 @@ class Round:
             **self.data.fingerprint,
         }
 
-    def refuse_damaged(self) -> None:
-        """Check that what a settled round published is whole.
+    def refuse_damaged(self, *, with_policy: bool) -> None:
+        """Check that what a settled round published is whole; `with_policy`: that there is a policy among it.
 
         Raises:
             ContractError: naming the first file that is not.
@@ -140,7 +164,8 @@ class Round:
         tables = map(self._at.table, (*sampled, made_by(self._at.config)))
         for table in (*tables, *self._at.reference_tables):
             table.refuse_changed()
-        refuse_changed_model(self.folder / "policy")
+        if with_policy:
+            refuse_changed_model(self.folder / "policy")
 
     def write_report(self, decision: str, reason: str) -> None:
         """The round's figures, and what was decided on them."""

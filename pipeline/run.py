@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import report
+from pipeline import gate, report
 from pipeline.ahead import Ahead
+from pipeline.artifacts import StageFolder
 from pipeline.collect import Collector
 from pipeline.evaluation import Evaluation
 from pipeline.figures import Figures
 from pipeline.files import write_json
 from pipeline.fingerprints import refuse_other_fingerprint
+from pipeline.gate import Rivals, Verdict
 from pipeline.jobs import inputs
 from pipeline.lineage import Lineage, RoundRecord, describe
 from pipeline.policies import Policies, PolicyLine
@@ -24,6 +26,7 @@ from pipeline.run_pools import RunPools
 from pipeline.schedule import asked_rounds, reason_to_stop
 from pipeline.watch import Watch
 from pipeline.workshop import Workshop
+from stages.contracts import CANDIDATES, FATES, GROUPS, PAIRS, SCORED
 from stages.errors import ConfigError, InputError
 from stages.protocols import Weights
 
@@ -85,8 +88,8 @@ class Run:
 
     @property
     def result(self) -> Weights:
-        """The policy that the last settled round stands behind; the first policy before any."""
-        return self.lineage.rounds[-1].result if self.lineage.rounds else self.shop.sources.policy
+        """The policy that the run stands behind; the first policy before any round is settled."""
+        return self.lineage.standing(len(self.lineage.rounds), first=self.shop.sources.policy)
 
     def evaluate_first(self) -> None:
         """The first policy's figures, before the first round; the training group comes up meanwhile."""
@@ -111,9 +114,9 @@ class Run:
             rnd = self._round(number)
             if settled is not None:
                 refuse_other_fingerprint(rnd.folder, settled.fingerprint, rnd.fingerprint)
-                rnd.refuse_damaged()
+                rnd.refuse_damaged(with_policy=settled.result is not None and not settled.is_dropped)
                 self.shop.console.line(self._label(number), "finished", "nothing to do")
-            elif reason := reason_to_stop(self.config.stop_when, self._settled_reports()):
+            elif reason := reason_to_stop(self.config.stop_when, self.config.gate, self._settled_reports()):
                 self.shop.console.line("", "stopped", f"after {number - 1} rounds: {reason}")
                 break
             else:
@@ -129,9 +132,9 @@ class Run:
         if not self.config.max_staleness or config.pairs is not None or not known:
             return None
         self._pools.prepare(after, self.num_rounds)
-        policy = self._line.sampling(after)
-        folder = self.folder / f"round-{after:04d}"
-        at = RoundContext(self.shop, after, Policies(policy, policy), folder, self._label(after))
+        policy = self._line.ahead(after)
+        folder, line = self.folder / f"round-{after:04d}", self.lineage.line(number - 1)
+        at = RoundContext(self.shop, after, Policies(policy, policy, line=line), folder, self._label(after))
         collector = Collector(at, pool=self._pools[after].table, drawn_before=self._pools.drawn_before(after))
         self._ahead[after] = Ahead(at, collector, policy)
         return self._ahead[after]
@@ -186,7 +189,9 @@ class Run:
             )
 
     def _round(self, number: int) -> Round:
-        pool = self._pools.get(number)
+        pool, ahead = self._pools.get(number), self._ahead.pop(number, None)
+        if number > len(self.lineage.rounds) and self._drop_abandoned(number):
+            ahead = None
         return Round(
             self.shop,
             number,
@@ -197,8 +202,32 @@ class Run:
             label=self._label(number),
             every_prompt=pool is not None and pool.whole,
             give_up=self._giving_up(number),
-            ahead=self._ahead.pop(number, None),
+            ahead=ahead,
+            rivals=self._rivals() if number > len(self.lineage.rounds) else None,
         )
+
+    def _rivals(self) -> Rivals:
+        """What the next result is judged against."""
+        reports, first = self._settled_reports(), self.shop.sources.policy
+        best = gate.best_round(reports)
+        made = self.lineage.rounds[best - 1].result if best else first
+        evaluated: Figures = next((found.get("evaluate", {}) for found in reports if not found["round"]), {})
+        return Rivals(self.result, made or first, evaluated)
+
+    def _drop_abandoned(self, number: int) -> bool:
+        """Drop what was sampled ahead of a round by a policy that was rolled back since; whether that was so."""
+        policy, folder = self._line.abandoned(number), self.folder / f"round-{number:04d}"
+        if policy is None:
+            return False
+        candidates = StageFolder(folder / CANDIDATES.name, CANDIDATES)
+        if candidates.claimed().get("policy") == policy.sha256:
+            for contract in (FATES, GROUPS, PAIRS, SCORED):
+                StageFolder(folder / contract.name, contract).drop()
+            StageFolder(folder / "unscaled", SCORED).drop()
+            candidates.drop()  # the last, since the others are known by it
+            told = f"what the policy of round {policy.round} sampled ahead is dropped: it was rolled back"
+            self.shop.console.line(self._label(number), "sample", told)
+        return True
 
     def _giving_up(self, number: int) -> Callable[[], None] | None:
         """What gives a watched file's round up, so that the next start goes on with the next file."""
@@ -216,13 +245,21 @@ class Run:
     def _label(self, number: int) -> str:
         return f"round {number}/{max(number, self.num_rounds)}"
 
-    def settle(self, rnd: Round, result: Weights, figures: Figures) -> None:
-        """Promote a round's result, whatever its figures: it is the next round's start, and the run's result so far."""
-        decision, reason = "promote", "every result is promoted: this run has no gate"
-        rnd.write_report(decision, reason)
-        references = [weights for _, weights in rnd.references]
+    def settle(self, rnd: Round, verdict: Verdict) -> None:
+        """Keep what became of a round's result: it fixes the next round's start, and what the run stands behind."""
+        rnd.write_report(verdict.decision, verdict.reason)
         self.lineage.settle(
-            RoundRecord(rnd.number, rnd.sampling, rnd.start, references, result, decision, reason, rnd.fingerprint)
+            RoundRecord(
+                rnd.number,
+                rnd.sampling,
+                rnd.start,
+                [weights for _, weights in rnd.references],
+                verdict.result,
+                verdict.standing,
+                verdict.decision,
+                verdict.reason,
+                rnd.fingerprint,
+            )
         )
         self._publish()
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from pipeline.config import MAX_ROUNDS
 from pipeline.files import read_json, write_json
-from pipeline.sections import StopConfig
+from pipeline.gate import is_promoted
+from pipeline.sections import GateConfig, StopConfig
 from stages.errors import ConfigError
 
 _FILE = "rounds.json"
@@ -60,8 +61,8 @@ def add_rounds(folder: Path, configured: int, more: int, *, settled: int, going_
     return rounds + more, True
 
 
-def reason_to_stop(config: StopConfig, reports: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why no further round is wanted, in words; None if one is.
+def reason_to_stop(config: StopConfig, gate: GateConfig | None, reports: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why no further round is wanted, in words; None if one is. A result that was not promoted is nobody's best.
 
     Args:
         reports: of the settled rounds in order, the evaluation before the first round among them.
@@ -69,16 +70,19 @@ def reason_to_stop(config: StopConfig, reports: Sequence[Mapping[str, Any]]) -> 
     rounds = [report for report in reports if report["round"]]
     if not rounds:
         return None
+    if gate is not None and gate.on_fail == "stop" and not is_promoted(rounds[-1]):
+        return f"the result of round {rounds[-1]['round']} did not pass the gate; gate.on_fail is stop"
     hours = sum(report.get("seconds", 0.0) for report in rounds) / 3600
     if config.max_hours is not None and hours >= config.max_hours:
         return f"the rounds took {hours:.2f} hours; stop_when.max_hours is {config.max_hours:g}"
-    kl = rounds[-1].get("evaluate", {}).get("kl")
+    promoted = [report for report in reports if report.get("evaluate") and is_promoted(report)]
+    kl = promoted[-1]["evaluate"].get("kl") if promoted else None
     if config.max_kl is not None and kl is not None and kl > config.max_kl:
         return f"the policy is {kl:.2f} nats an answer from the first one; stop_when.max_kl is {config.max_kl:g}"
     if config.patience is not None:
-        rewards = {r["round"]: r["evaluate"]["reward"] for r in reports if r.get("evaluate")}
+        rewards = {report["round"]: report["evaluate"]["reward"] for report in promoted}
         best = max(rewards, key=lambda number: (rewards[number], -number))
-        waited = max(rewards) - best
+        waited = rounds[-1]["round"] - best
         if waited >= config.patience:
             since = f"round {best}" if best else "before the first round"
             return (

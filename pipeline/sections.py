@@ -1,4 +1,4 @@
-"""The sections of a config that belong to no stage: the run itself, the policy, what is read, evaluated, stopped at."""
+"""The sections of a config that belong to no stage: the run, the policy, what is read, evaluated, let through."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ class RunSection(Settings):
         False,
         description="load a model whose config names code of its own (auto_map) by transformers' own class; that code "
         "is never run. False: such a model is refused",
+    )
+    keep: int = where(
+        2, ge=1, description="rounds whose weights and optimizer states `prefloop clean` leaves, beside the best's"
     )
     tensorboard: bool = where(
         True, description="curves of metrics and evaluations for TensorBoard, in the run's folder"
@@ -135,3 +138,39 @@ class StopConfig(Settings):
     patience: int | None = Field(None, ge=1, description="rounds without a new best mean reward")
     max_kl: float | None = Field(None, gt=0, description="nats an answer, from the first policy (evaluate.kl)")
     max_hours: float | None = Field(None, gt=0, description="hours of the settled rounds, of each its last attempt")
+
+
+class GateConfig(Settings):
+    """When a round's result takes the place of the policy before it: it must keep every limit; null is no limit.
+
+    All figures are of held-out prompts; differences are paired by prompt.
+    """
+
+    max_kl: float | None = Field(20.0, gt=0, description="nats an answer, from the first policy (evaluate.kl)")
+    max_reward_drop: float | None = Field(
+        2.0, gt=0, description="standard errors by which the reward may fall, below the first policy or the one before"
+    )
+    max_holdout_drop: float | None = Field(
+        2.0, gt=0, description="as max_reward_drop, of each reward of role holdout, which training never sees"
+    )
+    min_win_rate: float | None = Field(
+        0.5, gt=0, lt=1, description="against the policy before; only a 95% interval that lies below it all fails"
+    )
+    max_length_ratio: float | None = Field(2.0, gt=1, description="mean tokens an answer, over the first policy's")
+    max_repetition: float | None = Field(
+        0.2, gt=0, lt=1, description="share of an answer's 4-grams of tokens said before, above the first policy's"
+    )
+    max_texts_nll: float | None = Field(
+        0.25, gt=0, description="nats a token by which evaluate.texts may become less likely than to the first policy"
+    )
+    on_fail: Literal["hold", "roll_back", "stop"] = Field(
+        "hold",
+        description="hold: the next round starts again from the policy before; roll_back: from the best so far; stop: "
+        "as hold, and no further round",
+    )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        named = {name: getattr(self, name) for name in type(self).model_fields if name != "on_fail"}
+        return {name: limit for name, limit in named.items() if limit is not None}

@@ -19,7 +19,7 @@ from pipeline.console import Console
 from pipeline.run_folder import only_run
 from pipeline.start import opened
 from stages.contracts import CANDIDATES, GROUPS, PAIRS, PROMPTS, SCORED, Contract
-from stages.errors import ConfigError, InputError
+from stages.errors import ConfigError, InputError, StageError
 
 if TYPE_CHECKING:
     from pipeline.policies import Policies
@@ -70,6 +70,13 @@ def update_alone(config_file: Path, overrides: Sequence[str], out: Path, *, pair
         rnd = _round(shop, given)
         data = given[0] if given else rnd.data.ready_pairs()
         result = rnd.update(rnd.start, data, rnd.reference_logps(data, rnd.references))
+        if result is None:
+            raise StageError(
+                "update",
+                wanted="steps whose numbers can be trusted",
+                got=rnd.why_no_result,
+                fix=f"lower update.learning_rate; {out / 'skipped.jsonl'} names the pairs of the steps skipped",
+            )
         shop.console.text(f"\npolicy   {result.path}   (a Hugging Face folder)\nsteps    {out / 'metrics.jsonl'}")
 
 

@@ -15,6 +15,7 @@ from cluster.mapper import Workers
 from pipeline.artifacts import Entry, StageFolder
 from pipeline.console import Bar, Console, Stopwatch
 from stages.errors import PrefloopError
+from stages.faults import fault_point
 
 
 class Mapper(Protocol):
@@ -107,6 +108,7 @@ def run_stage(stage: Stage, console: Console) -> Done:
                 for _ in stage.workers(bar).map(stage.jobs(missing)):
                     bar.say(stage.name)
                     bar.advance(1)
+                    fault_point("driver.shard", [stage.name])
             except PrefloopError as error:
                 stage.refuse(error.where)
                 raise
@@ -165,6 +167,7 @@ class StageFlow:
                 return None
             self._left[finished.step] -= 1
             self._ended[finished.step] = time.monotonic()
+            fault_point("driver.shard", [self._stages[finished.step].name])
             self._close_ended()
             return self._stages[finished.step].name
         except StepFailed as failed:

@@ -25,7 +25,9 @@ from pipeline.run_folder import is_held, next_log_dir, only_run
 from pipeline.schedule import add_rounds, parse_addition
 from pipeline.sources import ALL, Sources, find_sources, imported_from
 from pipeline.watch import Watch, refuse_watch
+from pipeline.worker_log import WorkerLog
 from stages.errors import ConfigError, PrefloopError
+from stages.faults import fault_point
 
 if TYPE_CHECKING:
     from pipeline.workshop import Workshop
@@ -113,7 +115,8 @@ def opened(
 
         shipped = shipped_from(beside)
         with session(config.cluster, log_dir=log_dir, search_path=[beside], shipped=shipped) as devices:
-            crew = Crew(config, devices, log_dir=log_dir)
+            fault_point("driver.start")
+            crew = Crew(config, devices, log_dir=log_dir, worker_log=WorkerLog(log_dir, console))
             refuse_unless_it_fits(crew.layout.workers)
             yield Workshop(config, sources, crew, console, folder, EngineSync(crew, folder))
             crew.close()  # after an error, the end of the session ends them too

@@ -8,10 +8,11 @@ from typing import Any
 
 from pipeline import figures
 from pipeline.artifacts import StageFolder
+from pipeline.checkpoints import drop_checkpoints
 from pipeline.console import Stopwatch, duration
 from pipeline.jobs import training
 from pipeline.jobs.engine_logps import EngineGap, TakeEngineLogps, taken_gap
-from pipeline.model_folders import found_model, found_moments
+from pipeline.model_folders import ended_without_model, found_model, found_moments
 from pipeline.round_context import RoundContext
 from pipeline.stage import Done, by_group
 from pipeline.tensorboard import step_curves
@@ -109,8 +110,10 @@ class Updater:
         references: References,
         *,
         meanwhile: Callable[[], None] | None = None,
-    ) -> Weights:
+    ) -> Weights | None:
         """Train from `start` on all pairs or groups; the new policy, published in the round's folder.
+
+        None where the guard ended the update, whose figures then say why.
 
         Args:
             meanwhile: called again and again while the group trains.
@@ -128,7 +131,8 @@ class Updater:
         }
         watch = Stopwatch()
         manifest = found_model(policy, fingerprint)
-        if manifest is None:
+        ended = ended_without_model(self._at.folder, fingerprint)
+        if manifest is None and ended is None:
             job = training.UpdatePolicy(
                 start=start,
                 data=data,
@@ -150,8 +154,16 @@ class Updater:
                     job, on_report=lambda step: bar.at(step["step"], step["steps"]), meanwhile=meanwhile
                 )
             manifest = found_model(policy, fingerprint)
-            assert manifest is not None, "the training group published no policy"
-            self._at.tell("update", figures.updated_line(manifest["update"], watch.seconds, rows=data.contract.name))
+            ended = ended_without_model(self._at.folder, fingerprint)
+            assert manifest is not None or ended is not None, "the training group published no policy"
+            if manifest is not None:
+                told = figures.updated_line(manifest["update"], watch.seconds, rows=data.contract.name)
+                self._at.tell("update", told)
+        drop_checkpoints(self._at.folder)
+        if manifest is None:
+            assert ended is not None
+            self._at.figures["ended_update"] = ended["update"]
+            return None
         self._at.figures["update"] = manifest["update"]
         master = self._at.folder / "master" if manifest["master_sha256"] else None
         return Weights(policy, manifest["sha256"], self._at.number, master, manifest["master_sha256"])
@@ -180,13 +192,15 @@ class Updater:
 
     @property
     def _moments(self) -> Moments | None:
-        """AdamW's moments after the round before, where they are to be kept and were."""
-        before = self._at.shop.folder / f"round-{self._at.number - 1:04d}"
-        return found_moments(before) if self._at.config.update.keep_optimizer else None
+        """AdamW's moments of the update that made the start, where they are to be kept and were."""
+        if not self._at.config.update.keep_optimizer or not self._at.policies.line:
+            return None
+        return found_moments(self._at.shop.folder / f"round-{self._at.policies.line[0]:04d}")
 
     @property
     def _value_head(self) -> Path | None:
-        """The value head of the last round before this one that has one; with none, training begins with a new one."""
-        run, number = self._at.shop.folder, self._at.number
-        earlier = (run / f"round-{before:04d}" / "value_head" for before in range(number - 1, 0, -1))
+        """The value head of the last of the rounds that led here which has one; with none, training begins with a new
+        one."""
+        run = self._at.shop.folder
+        earlier = (run / f"round-{before:04d}" / "value_head" for before in self._at.policies.line)
         return next((folder for folder in earlier if folder.exists()), None)

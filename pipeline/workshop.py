@@ -119,7 +119,7 @@ class Workshop:
             [first],
             {"candidates": candidates.claim(), "rewards": [source.identity() for source in rewards]},
             len(prompts.entries()),
-            lambda missing: [jobs.ScoreShard(i, prompts, candidates, first, round) for i in missing],
+            lambda missing: [jobs.ScoreShard(i, prompts, first, candidates, round) for i in missing],
             lambda _: self.crew.scorers(config, rewards),
             self.tell_damage,
             made_from=[prompts, candidates],

@@ -22,7 +22,7 @@ Fate = Literal[
 
 FATE_MEANINGS: dict[Fate, str] = {
     "prompt_too_long": "the prompt leaves no room for an answer in the model's context",
-    "quarantined": "the prompt was set aside, since it broke the engine before",
+    "quarantined": "the prompt was set aside, since worker after worker died of it",
     "engine_error": "the engine gave no answer",
     "score_error": "no answer has a finite number for every reward that is needed",
     "all_truncated": "every answer was cut off at max_new_tokens",

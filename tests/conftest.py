@@ -46,3 +46,11 @@ def policy_folder(make_small) -> Path:
 @pytest.fixture(scope="session")
 def judge_folder(make_small) -> Path:
     return make_small("reverse-judge")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny policy with a brother and a stranger, and prompts."""
+    from policy_cases import make_models
+
+    return make_models(tmp_path_factory.mktemp("models"))

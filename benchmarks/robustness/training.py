@@ -15,15 +15,20 @@ from stages.errors import StageError
 from stages.protocols import Weights
 from stages.score.config import PairConfig
 from stages.score.pairing.stage import pair
-from stages.update.config import UpdateConfig
+from stages.update.allocation import keep_freed_memory
+from stages.update.config import GuardConfig, UpdateConfig
 from stages.update.rows import PairRow, answers_of, pair_rows
 from stages.update.worker import Trainer
+
+_UNGUARDED = GuardConfig(max_loss_jump=None, max_kl=None, max_skipped=1)
+"""What a method does by itself is what is studied: only numbers that are not finite end an update, at once."""
 
 
 class Training:
     """One trainer for all cells, in this process."""
 
     def __init__(self, num_threads: int) -> None:
+        keep_freed_memory()
         self._trainer = Trainer(UpdateConfig(zero_stage=0), dtype="float32", pad_token=None, num_threads=num_threads)
 
     def on_table(self, task: Task, cell: Cell) -> Figures:
@@ -74,12 +79,16 @@ class Training:
             micro_batch_size=recipe.batch,
             num_train_epochs=recipe.epochs,
             zero_stage=0,
+            guard=_UNGUARDED,
         )
         self._trainer.configure(config)
         self._trainer.load(start)
         referred = config.num_references != (0, 0)
         references = [self._trainer.logps(answers_of(pairs))] if referred else []
         summary = self._trainer.update(pairs, references, own_reference=0 if referred else None, seed=cell.seed)
+        if summary.ended is not None:
+            fix = "a lower rate; that it diverges is the cell's result"
+            raise StageError("update", wanted="finite numbers", got=summary.ended, fix=fix)
         folder.mkdir(exist_ok=True)
         weights = self._trainer.save(folder, round=round)
         told = {"loss": summary.last["loss"], "rejected_active": summary.last.get("rejected_active")}

@@ -3,44 +3,52 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifacts import Entry, StageFolder
+from pipeline.jobs.quarantine import SearchedShard, without_prompts
+from stages.faults import fault_point
 from stages.protocols import Reward, Sampler, Weights
 from stages.sample.config import SampleConfig
 from stages.sample.stage import Draw, Dropped, sample
 from stages.score.combine import Moments, Term, with_rewards
 from stages.score.config import PairConfig
 from stages.score.pairing.stage import pair
-from stages.score.stage import score
+from stages.score.stage import score, with_unscored
 
 
 @dataclass(frozen=True, slots=True)
-class SampleShard:
+class SampleShard(SearchedShard):
     """One shard's candidates, on an engine."""
 
-    shard: int
-    prompts: StageFolder
-    out: StageFolder
     weights: Weights
     config: SampleConfig
     draw: Draw
 
     def __call__(self, sampler: Sampler) -> Entry:
+        here = [self.out.path, f"shard-{self.shard}"]
+        fault_point("sample.start", here)
+        if (done := self.done()) is not None:
+            return done
         sampler.load(self.weights)
         prompts = self.prompts.read(self.shard)
-        table, dropped = sample(prompts, sampler, self.config, weights=self.weights, draw=self.draw)
+
+        def answers_to(asked: pa.Table) -> tuple[pa.Table, list[Dropped]]:
+            return sample(asked, sampler, self.config, weights=self.weights, draw=self.draw)
+
+        set_aside = self.set_aside(prompts, answers_to)
+        table, dropped = answers_to(without_prompts(prompts, set_aside))
+        fault_point("sample.middle", here)
         finished = Counter(table["finish_reason"].to_pylist())
-        return self.out.publish(
-            self.shard,
+        return self.published(
             table,
             parents=[self.prompts.entry(self.shard)],
-            drops=[asdict(drop) for drop in dropped],
+            drops=[*dropped, *set_aside],
             stats={
                 "prompts": prompts.num_rows,
                 "tokens": sum(len(ids) for ids in table["response_token_ids"].to_pylist()),
@@ -51,23 +59,32 @@ class SampleShard:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreShard:
-    """One shard's rewards, on the scorers."""
+class ScoreShard(SearchedShard):
+    """One shard's rewards, on the scorers; answers to prompts that are set aside have none."""
 
-    shard: int
-    prompts: StageFolder
     candidates: StageFolder
-    out: StageFolder
     round: int
 
     def __call__(self, rewards: Sequence[Reward]) -> Entry:
-        candidates = self.candidates.read(self.shard)
-        table = score(self.prompts.read(self.shard), candidates, rewards, round=self.round)
-        return self.out.publish(
-            self.shard,
+        here = [self.out.path, f"shard-{self.shard}"]
+        fault_point("score.start", here)
+        if (done := self.done()) is not None:
+            return done
+        prompts, candidates = self.prompts.read(self.shard), self.candidates.read(self.shard)
+
+        def rewards_of(asked: pa.Table) -> pa.Table:
+            mine = candidates.filter(pc.is_in(candidates["prompt_id"], asked["prompt_id"]))
+            return score(asked, mine, rewards, round=self.round)
+
+        set_aside = self.set_aside(prompts, rewards_of)
+        scored = rewards_of(without_prompts(prompts, set_aside))
+        table = with_unscored(scored, candidates, round=self.round)
+        fault_point("score.middle", here)
+        return self.published(
             table,
             parents=[self.prompts.entry(self.shard), self.candidates.entry(self.shard)],
-            stats=_reward_stats(table),
+            drops=set_aside,
+            stats=_reward_stats(scored),
         )
 
 
@@ -81,9 +98,10 @@ class SumShard:
     terms: tuple[Term, ...]
 
     def __call__(self, _state: None) -> Entry:
-        table = with_rewards(self.unscaled.read(self.shard), self.terms)
-        parents = [self.unscaled.entry(self.shard)]
-        return self.out.publish(self.shard, table, parents=parents, stats=_reward_stats(table))
+        table, entry = with_rewards(self.unscaled.read(self.shard), self.terms), self.unscaled.entry(self.shard)
+        judged = table.filter(pc.greater(pc.list_value_length(table["rewards"]), 0))
+        stats = _reward_stats(judged)
+        return self.out.publish(self.shard, table, parents=[entry], drops=entry.drops, stats=stats)
 
 
 def _reward_stats(table: pa.Table) -> dict[str, float]:
@@ -142,7 +160,7 @@ class PairShard:
             prompts,
             candidates,
             scored,
-            [Dropped(**drop) for drop in entries[1].drops],
+            [Dropped(**drop) for entry in entries for drop in entry.drops],
             self.config,
             round=self.round,
             seed=self.seed,
@@ -175,12 +193,23 @@ def group_stats(groups: pa.Table) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """A policy's figures on held-out prompts, against the first policy's answers to the same prompts."""
+    """A policy's figures on held-out prompts.
+
+    Attributes:
+        mine: its answers' rewards.
+        candidates: its answers.
+        first: the rewards of the first policy's answers to the same prompts.
+        others: those of policies to compare it with, by name.
+    """
 
     mine: StageFolder
+    candidates: StageFolder
     first: StageFolder
+    others: Mapping[str, StageFolder]
 
     def __call__(self, _state: None) -> dict[str, Any]:
-        from pipeline.evaluate import evaluation_figures
+        from pipeline.evaluate import Judged, comparison, evaluation_figures, form_figures
 
-        return evaluation_figures(list(self.mine.read_all()), list(self.first.read_all()))
+        mine, first = (Judged.of(folder.read_all()) for folder in (self.mine, self.first))
+        against = {name: comparison(mine, Judged.of(folder.read_all())) for name, folder in self.others.items()}
+        return evaluation_figures(mine, first) | form_figures(self.candidates.read_all()) | {"against": against}

@@ -14,13 +14,16 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.artifacts import StageFolder
+from pipeline.checkpoints import CheckpointFolder
 from pipeline.jobs.probes import ProbeFolder
-from pipeline.model_folders import OPTIMIZER, close_model, found_model
+from pipeline.model_folders import OPTIMIZER, close_model, end_without_model, ended_without_model, found_model
 from pipeline.tensorboard import StepCurves
 from stages.contracts import GROUPS
+from stages.faults import fault_point
 from stages.protocols import Moments, Weights
 from stages.seeds import hashed_seed
 from stages.update.config import UpdateConfig
+from stages.update.guard import SkippedStep
 from stages.update.rows import (
     AnswerRow,
     Row,
@@ -32,6 +35,9 @@ from stages.update.rows import (
     reference_table,
     text_answers,
 )
+
+SKIPPED = "skipped.jsonl"
+"""The file of a round with the optimizer steps that were not taken, and the ids of what they would have trained on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,9 +153,11 @@ class UpdatePolicy:
     probe: ProbeFolder
 
     def __call__(self, trainer: Any, report: Callable[[Any], None]) -> float | None:
-        """When the last optimizer step ended, in seconds since 1970; None where the policy is there already."""
+        """When the last optimizer step ended, in seconds since 1970; None where there is nothing to do or to keep."""
+        fault_point("update.start", here := [f"round-{self.round}/rank-{trainer.rank}"])
         policy = self.folder / "policy"
-        if trainer.everyone(found_model(policy, self.fingerprint) is not None):
+        done = found_model(policy, self.fingerprint) or ended_without_model(self.folder, self.fingerprint)
+        if trainer.everyone(done is not None):
             return None
         trainer.configure(self.config)
         trainer.load(self.start)
@@ -170,13 +178,20 @@ class UpdatePolicy:
                 own_reference=identities.index(self.start.identity) if self.start.identity in identities else None,
                 seed=hashed_seed("update", self.seed, self.round),
                 on_step=on_step,
+                on_skip=self._on_skip,
                 value_head=self.value_head,
                 moments=self.moments,
+                checkpoints=CheckpointFolder(self.folder, self.fingerprint, self.config),
             )
             stepped = time.time()
+        if summary.ended is not None:
+            if trainer.rank == 0:
+                end_without_model(self.folder, self.fingerprint, update=asdict(summary))
+            return None
         result = trainer.save(self.folder, round=self.round)
         self.probe.score(trainer, probed, result)
         kept = trainer.save_moments(self.folder / OPTIMIZER) if self.config.keep_optimizer else None
+        fault_point("update.publishing", here)
         if trainer.rank == 0:
             if kept is not None:
                 close_model(kept.path, self.fingerprint, sha256=kept.sha256)
@@ -187,6 +202,7 @@ class UpdatePolicy:
                 master_sha256=result.master_sha256,
                 update=asdict(summary),
             )
+        fault_point("update.end", here)
         return stepped
 
     @contextmanager
@@ -195,6 +211,7 @@ class UpdatePolicy:
         steps_file = self.folder / "metrics.jsonl"
         if trainer.rank == 0:
             steps_file.write_text("", encoding="utf-8")
+            (self.folder / SKIPPED).unlink(missing_ok=True)
         with self.curves.plotting() if self.curves and trainer.rank == 0 else nullcontext(lambda _: None) as plot:
 
             def on_step(metrics: dict[str, float]) -> None:
@@ -204,6 +221,11 @@ class UpdatePolicy:
                 report(metrics)
 
             yield on_step
+
+    def _on_skip(self, step: SkippedStep) -> None:
+        """What follows a step that was not taken, on rank 0."""
+        with (self.folder / SKIPPED).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"round": self.round} | asdict(step)) + "\n")
 
 
 def rows_of(data: StageFolder, tables: Iterable[pa.Table], **more: Any) -> Sequence[Row]:

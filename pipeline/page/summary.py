@@ -11,6 +11,7 @@ import yaml
 
 from pipeline.config import entry_of
 from pipeline.console import share
+from pipeline.gate import is_promoted
 from pipeline.page.charts import number
 from pipeline.page.curves import finite
 from stages.vocab import FATE_MEANINGS, Fate
@@ -51,6 +52,7 @@ def facts(settings: Mapping[str, Any], num_settled: int, asked: int | None) -> l
         told.append(("rewards", ", ".join(map(_reward, score.get("rewards", [])))))
     told += [
         ("evaluated on", _evaluated_on(settings.get("evaluate"))),
+        ("gate", _gate(settings.get("gate")) if settings.get("evaluate") else "nothing to look at"),
         ("seed", str(settings.get("run", {}).get("seed"))),
     ]
     if (settings.get("cluster") or {}).get("allow_unauthenticated"):
@@ -105,6 +107,13 @@ def _pairing(pair: Mapping[str, Any]) -> str:
     return ", ".join([str(pair.get("strategy", "best_worst")), *more])
 
 
+def _gate(gate: Mapping[str, Any] | None) -> str:
+    """The limits that are set, and what happens to a result that breaks one."""
+    if not gate:
+        return "none: every result is promoted"
+    return ", ".join(f"{name} {limit}" for name, limit in gate.items() if limit is not None)
+
+
 def _evaluated_on(evaluate: Mapping[str, Any] | None) -> str:
     if not evaluate:
         return "nothing"
@@ -129,7 +138,9 @@ def headline(reports: Sequence[Report], result_round: int | None) -> str:
         return f"{rounds} on {rows}; nothing was evaluated, so whether the policy got better is not known."
     before, after = evaluated[0], evaluated[last]
     if not last:
-        return f"No round is settled yet; before the first, the reward is {number(before['reward'])} {_over(before)}."
+        settled = any(report["round"] for report in reports)
+        told = "No round's result was promoted, and the first policy stands" if settled else "No round is settled yet"
+        return f"{told}; before the first, the reward is {number(before['reward'])} {_over(before)}."
     told = f"{_change('Reward', before, after)} {_over(after)}"
     if (rate := finite(after.get("win_rate"))) is not None:
         told += f"; win rate against the first policy {share(rate, 1)}"
@@ -141,13 +152,20 @@ def headline(reports: Sequence[Report], result_round: int | None) -> str:
 
 def warnings(reports: Sequence[Report]) -> list[str]:
     """What a reader should look at before trusting the reward."""
+    refused = [
+        f"The result of round {report['round']} was not promoted ({report['decision']}): {report['reason']}."
+        for report in reports
+        if report["round"] and not is_promoted(report)
+    ]
     evaluated = [
-        report["evaluate"] for report in reports if finite(report.get("evaluate", {}).get("reward")) is not None
+        report["evaluate"]
+        for report in reports
+        if is_promoted(report) and finite(report.get("evaluate", {}).get("reward")) is not None
     ]
     if len(evaluated) < 2 or not evaluated[-1]["reward"] > evaluated[0]["reward"]:
-        return []
+        return refused
     first, last = (found.get("holdout", {}) for found in (evaluated[0], evaluated[-1]))
-    return [
+    return refused + [
         f"The reward rose while {name}, which training never sees, fell from {first[name]:.3f} to {last[name]:.3f}: "
         "the reward may be gamed. Read the rows below."
         for name in sorted(first.keys() & last.keys())
@@ -196,6 +214,8 @@ def round_table(reports: Sequence[Report]) -> RoundTable:
         },
         "KL, nats": [_figure(report.get("evaluate", {}).get("kl")) for report in reports],
         "given texts, nats a token": [_figure(report.get("evaluate", {}).get("texts_nll")) for report in reports],
+        "tokens an answer": [_figure(report.get("evaluate", {}).get("length")) for report in reports],
+        "4-grams said before": [_percent(report.get("evaluate", {}).get("repetition")) for report in reports],
         "pairs": [_count(report.get("pairs", {}).get("num_pairs")) for report in reports],
         "groups": [_count(report.get("groups", {}).get("num_groups")) for report in reports],
         "mean margin": [_figure(report.get("pairs", {}).get("margin_mean")) for report in reports],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from stages.contracts import CANDIDATES
+from stages.faults import fault_point
 from stages.protocols import Answer, Sampler, SampleRequest, Weights
 from stages.sample.config import SampleConfig
 from stages.seeds import hashed_seed, row_id
@@ -80,6 +81,7 @@ def sample(
         if len(row["prompt_token_ids"]) > room
     ]
     requests = [SampleRequest(row["prompt_token_ids"], draw.seed(row["prompt_id"])) for row in fitting]
+    fault_point("sample.rows", [row["prompt_id"] for row in fitting])
     candidates = []
     for row, request, answers in zip(fitting, requests, sampler.generate(requests, config), strict=True):
         made = [

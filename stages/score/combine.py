@@ -67,7 +67,7 @@ def combined(rewards: Sequence[Mapping[str, Any]], terms: Sequence[Term]) -> flo
     values = {reward["name"]: reward["value"] for reward in rewards}
     total = 0.0
     for term in terms:
-        value = values[term.name]
+        value = values.get(term.name)
         if value is None:
             return None
         total += term.weight * (value - term.mean) / term.deviation

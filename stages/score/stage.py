@@ -49,6 +49,16 @@ def score(prompts: pa.Table, candidates: pa.Table, rewards: Sequence[Reward], *,
     return SCORED.table(rows)
 
 
+def with_unscored(scored: pa.Table, candidates: pa.Table, *, round: int) -> pa.Table:
+    """A table of `SCORED` filled up with candidates that no reward has seen, in the candidates' order."""
+    if scored.num_rows == candidates.num_rows:
+        return scored
+    rows = {row["response_id"]: row for row in scored.to_pylist()}
+    unscored: dict[str, Any] = {"round": round, "reward": None, "rewards": []}
+    answers = candidates.select(["response_id", "prompt_id"]).to_pylist()
+    return SCORED.table([rows.get(answer["response_id"]) or answer | unscored for answer in answers])
+
+
 def _turn(prompt: dict[str, Any], response: str) -> tuple[Any, Any]:
     """Prompt and completion as TRL gives them to rewards: texts, or lists of messages for a chat."""
     if prompt["conversation"] is None:

@@ -28,6 +28,23 @@ class LoraConfig(Settings):
     )
 
 
+class GuardConfig(Settings):
+    """Which optimizer steps are skipped, besides those whose loss or gradient is not finite; null is no limit."""
+
+    max_loss_jump: float | None = Field(
+        20.0,
+        gt=0,
+        description="deviations by which a step's loss may stand above the median of the last 32: 1.48 times their "
+        "median absolute deviation, at least a tenth of the median",
+    )
+    max_kl: float | None = Field(
+        200.0, gt=0, description="nats an answer by which the policy may be from its reference, on the step's answers"
+    )
+    max_skipped: int = Field(
+        5, ge=1, description="steps skipped one after another that end the round without a new policy"
+    )
+
+
 class UpdateConfig(Settings):
     """How pairs become a better policy."""
 
@@ -65,6 +82,7 @@ class UpdateConfig(Settings):
         description="train adapters, new ones each round, and publish the policy with them merged; null: all weights",
     )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    guard: GuardConfig = GuardConfig()
     global_batch_size: int = Field(64, ge=1, description="pairs behind one optimizer step over all workers")
     num_train_epochs: int = Field(1, ge=1)
     micro_batch_size: int = where(8, ge=1, description="pairs a forward pass, a worker")
@@ -89,6 +107,12 @@ class UpdateConfig(Settings):
     )
     num_threads: int | None = where(
         None, ge=1, description="a worker's CPU threads where it has no GPU; null: its share of all cores"
+    )
+    checkpoint_minutes: float | None = where(
+        10.0, gt=0, description="time after which an update that goes on is written down, to resume there; null: never"
+    )
+    checkpoint_steps: int | None = where(
+        None, ge=1, description="optimizer steps after which it is written down too; null: by time alone"
     )
     device: Literal["auto", "cpu", "cuda"] = where("auto", description="auto: a GPU a worker, where there are GPUs")
 

@@ -7,7 +7,7 @@ a smaller last batch needs no padding steps. Clipping is always written out: Dee
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stages.update.config import UpdateConfig
@@ -180,8 +180,6 @@ def moments(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 def set_moments(engine: Any, state: Mapping[str, torch.Tensor]) -> None:
     """Go on with moments as `moments` gives them; a call that all ranks make together."""
-    from deepspeed.utils import safe_set_full_optimizer_state
-
     reset_moments(engine, num_steps=int(state["num_steps"]))
     wrapped = engine.optimizer
     optimizer, masters = getattr(wrapped, "optimizer", wrapped), _masters(engine) or {}
@@ -192,7 +190,7 @@ def set_moments(engine: Any, state: Mapping[str, torch.Tensor]) -> None:
             if own is not None:
                 own[moment].copy_(value)
             else:
-                safe_set_full_optimizer_state(parameter, value, moment)
+                _set_full(parameter, value, moment)
 
 
 def _trained_by_name(engine: Any) -> list[tuple[str, torch.nn.Parameter]]:
@@ -204,48 +202,82 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def float32_state(engine: Any) -> dict[str, torch.Tensor]:
-    """Every parameter and persistent buffer once, in float32 on the CPU; a call that all ranks make together.
+def float32_state(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter and persistent buffer once, by name, in float32.
 
-    Under bfloat16 these are the optimizer's float32 masters, not the rounded weights.
+    All ranks go through them together; each is a copy, and only one at a time is whole. Under bfloat16 these are the
+    optimizer's float32 masters, not the rounded weights.
     """
     model = model_of(engine)
     kept = persistent_buffers(model)
-    buffers = {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name in kept}
-    return _float32_of(engine, dict(model.named_parameters())) | buffers
+    yield from _float32_of(engine, list(model.named_parameters()))
+    yield from ((name, buffer.detach().clone()) for name, buffer in model.named_buffers() if name in kept)
 
 
-def trained_state(engine: Any) -> dict[str, torch.Tensor]:
+def trained_state(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """As `float32_state`, of the parameters that are trained."""
-    return _float32_of(engine, dict(_trained_by_name(engine)))
+    return _float32_of(engine, _trained_by_name(engine))
 
 
-def _float32_of(engine: Any, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+def _float32_of(
+    engine: Any, parameters: Sequence[tuple[str, torch.nn.Parameter]]
+) -> Iterator[tuple[str, torch.Tensor]]:
     import deepspeed
+    import torch
     from deepspeed.utils import safe_get_full_fp32_param
 
-    state: dict[str, torch.Tensor] = {}
     masters = _masters(engine) or {}
-    for name, parameter in parameters.items():
+    for name, parameter in parameters:
         with_master = engine.bfloat16_enabled() and parameter.requires_grad
         master = safe_get_full_fp32_param(parameter) if with_master else masters.get(name)
-        if master is None:
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                master = parameter.detach().clone()
-        state[name] = master.detach().float().cpu().clone()
-    return state
+        if master is not None:
+            yield name, master.detach().clone()
+            continue
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            whole = parameter.detach().to(torch.float32, copy=True)
+        yield name, whole
 
 
 def set_float32_state(engine: Any, state: Mapping[str, torch.Tensor]) -> None:
-    """Put float32 weights under the rounded ones that the engine started from; a call that all ranks make together."""
-    from deepspeed.utils import safe_set_full_fp32_param
+    """Hold these float32 weights from now on, and their roundings; a call that all ranks make together.
+
+    Args:
+        state: of all parameters or of some, by name.
+    """
+    import deepspeed
 
     masters = _masters(engine) or {}
     for name, parameter in model_of(engine).named_parameters():
+        if name not in state:
+            continue
+        value = state[name].to(parameter.device)
         if name in masters:
-            masters[name].data.copy_(state[name])
+            masters[name].data.copy_(value)
         else:
-            safe_set_full_fp32_param(parameter, state[name].to(parameter.device))
+            _set_full(parameter, value)
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id")):
+            parameter.data.copy_(value)
+
+
+def _set_full(parameter: torch.nn.Parameter, value: torch.Tensor, moment: str | None = None) -> None:
+    """Put a whole float32 value, or moment, into the parts that DeepSpeed's optimizer holds; without ZeRO nothing."""
+    import torch
+    from deepspeed import utils
+
+    if not hasattr(parameter, "ds_id"):
+        if moment is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, moment)
+        return
+    # DeepSpeed's functions for whole values read beyond their end where the ranks do not divide them.
+    size = parameter.ds_tensor.numel()
+    mine = value.flatten()[torch.distributed.get_rank() * size :][:size]
+    part = torch.nn.functional.pad(mine, (0, size - len(mine)))
+    if moment is None:
+        utils.safe_set_local_fp32_param(parameter, part)
+    else:
+        utils.safe_set_local_optimizer_state(parameter, part, moment)
 
 
 def _masters(engine: Any) -> dict[str, torch.nn.Parameter] | None:

@@ -40,6 +40,10 @@ class Forward:
         """Whether answers share their prompt's forward."""
         return self._scoring.shares
 
+    @property
+    def num_references(self) -> int:
+        return len(self._references)
+
     def scored(self, rows: Sequence[Row], *, skips: bool) -> Scored:
         """The answers of some rows, all pairs or all groups: of pairs the chosen ones, the rejected, and the streams'.
 

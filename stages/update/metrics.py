@@ -38,13 +38,26 @@ _PUSHED, _PUSHABLE = "rejected tokens with a gradient", "rejected tokens"  # who
 
 @dataclass(frozen=True, slots=True)
 class UpdateSummary:
-    """An update as figures: steps made, pairs or groups trained on, first and last step's metrics, the gate's floor."""
+    """An update as figures.
+
+    Attributes:
+        num_steps: of the whole update, those that were skipped among them.
+        num_pairs: pairs or groups trained on.
+        first, last: metrics of the first and the last step taken; empty where none was.
+        gate_floor: the gate's, in nats a sequence.
+        num_skipped: steps that the guard did not take.
+        ended: why it ended before its last step, without a policy to keep; None where it did not.
+        resumed_at: the step whose checkpoint it went on from; None where it was made in one go.
+    """
 
     num_steps: int
     num_pairs: int
     first: dict[str, float]
     last: dict[str, float]
     gate_floor: float | None
+    num_skipped: int = 0
+    ended: str | None = None
+    resumed_at: int | None = None
 
 
 def _contrast(pairs: Pairs, *, beta: float, gate_floor: float) -> dict[str, torch.Tensor]:
@@ -220,6 +233,8 @@ class StepMetrics:
         dist.all_gather(parts, padded)
         values = torch.cat(parts, dim=1)
         known = values[:, ~values[0].isnan()]
+        if not known.numel():
+            return {}
         levels = torch.tensor(list(_QUANTILES.values()), dtype=torch.float64, device=device)
         found = torch.quantile(known, levels, dim=1).T.tolist()
         return {

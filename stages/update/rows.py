@@ -47,6 +47,10 @@ class PairRow:
     stream: AnswerRow | None = None
 
     @property
+    def row_id(self) -> str:
+        return self.pair_id
+
+    @property
     def num_answers(self) -> int:
         return 2
 
@@ -73,6 +77,10 @@ class GroupRow:
     prompt_token_ids: list[int]
     response_token_ids: list[list[int]]
     rewards: list[float]
+
+    @property
+    def row_id(self) -> str:
+        return self.group_id
 
     @property
     def best(self) -> int:

@@ -1,9 +1,14 @@
-"""One optimizer step on one global batch: what each rank runs forward and backward, and what it divides by."""
+"""One optimizer step on one global batch: what each rank runs forward and backward, and what it divides by.
+
+A step that the guard does not take has its gradient made NaN: the optimizer under every ZeRO stage then leaves weights
+and moments alone, on all ranks together, and clears what it had gathered.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +20,7 @@ from stages.update import deepspeed_engine
 from stages.update.batching import deal
 from stages.update.config import UpdateConfig
 from stages.update.forward import Forward
+from stages.update.guard import Guard
 from stages.update.loads import row_load
 from stages.update.metrics import StepMetrics
 from stages.update.objectives.base import Loss
@@ -34,6 +40,7 @@ class Stepper:
         num_steps: of the whole update.
         forward_size: rows a forward pass.
         skipping: whether a step leaves out backwards that push nothing.
+        guard: whether a step is taken.
     """
 
     config: UpdateConfig
@@ -46,9 +53,10 @@ class Stepper:
     num_steps: int
     forward_size: int
     skipping: Skipping
+    guard: Guard
 
     def __call__(self, step: int, batch: Sequence[Row], *, own_reference: int | None) -> dict[str, float]:
-        """Step number `step`, counted from 0; its metrics, over all ranks."""
+        """Step number `step`, counted from 0, if the guard lets it; its metrics, over all ranks."""
         started = time.monotonic()
         rate = learning_rate_at(step, self.num_steps, self.config)
         deepspeed_engine.set_learning_rate(self.engine, rate)
@@ -59,23 +67,38 @@ class Stepper:
         skips = self.skipping.now(at_reference=own_reference is not None)
         for part in self._parts(batch, skips):
             # Every rank runs as many forwards and backwards as any other.
-            self._backward(part or [_shortest(batch)], len(part), losses, metrics, step, own_reference, skips)
+            self._backward(part or [_shortest(batch)], len(part), losses, metrics, own_reference, skips)
+        found = metrics.over_all_ranks(self.device)
+        head_norm = None if self.value_head is None else float(self.value_head.reduce())
+        reason = self.guard.why_not(found)
+        if reason is None and head_norm is not None and not math.isfinite(head_norm):
+            reason = f"the value head's gradient is {head_norm}"
+        if reason is not None:
+            self._spoil(batch)
         self.engine.step()
         grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
-        refuse_nonfinite(torch.tensor(grad_norm), "gradient", step=step, config=self.config)
+        if reason is None and not math.isfinite(grad_norm):
+            reason = "the gradient is not finite"
         if self.value_head is not None:
-            refuse_nonfinite(self.value_head.step(), "gradient of the value head", step=step, config=self.config)
-        found = metrics.over_all_ranks(self.device)
+            self.value_head.step(skipped=reason is not None)
+        self.guard.note(step + 1, found["loss"], reason, [row.row_id for row in batch])
+        if reason is not None:
+            return self._told(step, rate, started, {k: v for k, v in found.items() if math.isfinite(v)}, skipped=1.0)
         self.skipping.active_share = found.get("rejected_pushed")
-        return {
-            "step": step + 1,
-            "steps": self.num_steps,
-            **found,
-            "skips": float(skips),
-            "grad_norm": grad_norm,
-            "learning_rate": rate,
-            "step_s": time.monotonic() - started,
-        }
+        return self._told(step, rate, started, found, skips=float(skips), grad_norm=grad_norm)
+
+    def _told(
+        self, step: int, rate: float, started: float, found: Mapping[str, float], **more: float
+    ) -> dict[str, float]:
+        """The step's metrics with its place and its time."""
+        place = {"step": step + 1, "steps": self.num_steps}
+        return {**place, **found, **more, "learning_rate": rate, "step_s": time.monotonic() - started}
+
+    def _spoil(self, batch: Sequence[Row]) -> None:
+        """Make the gradient NaN, so that no rank takes the step."""
+        scored = self.forward.scored([_shortest(batch)], skips=False)
+        (scored.logps_N.sum() * math.nan).backward()
+        scored.backward()
 
     def _parts(self, batch: Sequence[Row], skips: bool) -> list[list[Row]]:
         """This rank's rows, a list for each forward."""
@@ -94,7 +117,6 @@ class Stepper:
         num_rows: int,
         losses: Sequence[Loss],
         metrics: StepMetrics,
-        step: int,
         own_reference: int | None,
         skips: bool,
     ) -> None:
@@ -104,7 +126,6 @@ class Stepper:
             num_rows: 0 where the row is a dummy, whose loss then weighs nothing.
         """
         scored = self.forward.scored(rows, skips=skips)
-        refuse_nonfinite(scored.logps_N, "log-probs", step=step, config=self.config)
         tensors = self.forward.tensors(rows, scored, own_reference=own_reference)
         terms = [term for loss in losses for term in loss(tensors)]
         shares = [(term.loss_B * term.weight_B).sum() / metrics.counts[term.normaliser] for term in terms]

@@ -55,7 +55,10 @@ def _lend_gradient(master: torch.Tensor, rounded: torch.Tensor) -> None:
 
 
 class ClippingAdamW(torch.optim.AdamW):
-    """AdamW that clips to a norm, and keeps the norm before clipping where DeepSpeed's own optimizers do."""
+    """AdamW that clips to a norm, and keeps the norm before clipping where DeepSpeed's own optimizers do.
+
+    As they do, it takes no step whose norm is not finite.
+    """
 
     def __init__(self, parameters: Any, *, max_norm: float, **options: Any) -> None:
         super().__init__(parameters, **options)
@@ -65,4 +68,4 @@ class ClippingAdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:
         parameters = [p for group in self.param_groups for p in group["params"]]
         self._global_grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self._max_norm)
-        return super().step(closure)
+        return super().step(closure) if torch.isfinite(self._global_grad_norm) else None

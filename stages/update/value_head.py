@@ -7,7 +7,7 @@ them detached, so that its gradient ends with it. It never enters a policy's fol
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from stages.errors import InputError
+from stages.update.objectives.base import Loss
 
 _FILE = "value_head.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -43,8 +44,8 @@ class ValueHead:
         """The value of each prompt, shape [B], float32, in units of the reward."""
         return hidden_BH.detach().float() @ self._tensors["weight"] + self._tensors["bias"]
 
-    def step(self) -> torch.Tensor:
-        """One step of AdamW on the mean over ranks of the gradients so far; called on all ranks together.
+    def reduce(self) -> torch.Tensor:
+        """Take the mean over ranks of the gradients so far; called on all ranks together.
 
         Returns:
             The norm of that mean gradient.
@@ -55,41 +56,62 @@ class ValueHead:
         gradient /= dist.get_world_size()
         for tensor, part in zip(tensors, gradient.split([t.numel() for t in tensors]), strict=True):
             tensor.grad = part.view_as(tensor).clone()
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self.num_steps += 1
         return gradient.norm()
 
-    def save(self, folder: Path) -> None:
-        """Write weights, AdamW's moments and the number of steps as safetensors."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def step(self, *, skipped: bool) -> None:
+        """One step of AdamW on the gradient that `reduce` has left, or none, and away with the gradient."""
+        if not skipped:
+            self._optimizer.step()
+            self.num_steps += 1
+        self._optimizer.zero_grad()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of the weights, AdamW's moments and the number of steps, on the CPU."""
         state = {"num_steps": torch.tensor(self.num_steps)}
         for name, tensor in self._tensors.items():
-            state[name] = tensor.detach().cpu()
+            state[name] = tensor.detach().cpu().clone()
             for moment in _MOMENTS:
                 kept = self._optimizer.state[tensor].get(moment)
-                state[f"{name}.{moment}"] = torch.zeros_like(state[name]) if kept is None else kept.cpu()
-        save_file(state, folder / _FILE)
+                state[f"{name}.{moment}"] = torch.zeros_like(state[name]) if kept is None else kept.cpu().clone()
+        return state
 
-    def restore(self, folder: Path) -> None:
-        """Go on from a saved head.
+    def set_state(self, state: Mapping[str, torch.Tensor], *, source: Path) -> None:
+        """Go on from a state.
+
+        Args:
+            source: where it was read.
 
         Raises:
             InputError: if it belongs to a model of another width.
         """
-        state = load_file(folder / _FILE)
         for name, tensor in self._tensors.items():
-            if state[name].shape != tensor.shape:
+            value = state[name]
+            if value.shape != tensor.shape:
                 raise InputError(
-                    f"value head {folder}",
+                    f"value head {source}",
                     wanted=f"{tensor.numel()} weights, as many as the model's hidden states have numbers",
-                    got=str(state[name].numel()),
+                    got=str(value.numel()),
                     fix="go on from the policy that the head was trained with",
                 )
-            tensor.data.copy_(state[name])
+            tensor.data.copy_(value)
             moments = {moment: state[f"{name}.{moment}"].to(tensor.device) for moment in _MOMENTS}
             self._optimizer.state[tensor] = {"step": state["num_steps"].float(), **moments}
         self.num_steps = int(state["num_steps"])
+
+    def save(self, folder: Path) -> None:
+        """Write the state as safetensors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state(), folder / _FILE)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a saved head. Raises as `set_state`."""
+        self.set_state(load_file(folder / _FILE), source=folder)
+
+
+def new_value_head(losses: Sequence[Loss], model: Any, device: torch.device) -> ValueHead | None:
+    """A head for a model, if objectives need one; its learning rate is the first such objective's."""
+    rate = next((loss.params.value_learning_rate for loss in losses if "value" in loss.objective.needs), None)
+    return None if rate is None else ValueHead(hidden_width(model), learning_rate=rate, device=device)
 
 
 def hidden_width(model: Any) -> int:

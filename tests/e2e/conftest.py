@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+NO_FAULTS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,41 @@ class Prefloop:
     def __init__(self, runs: Path, *defaults: str) -> None:
         self.runs, self.defaults = runs, defaults
 
-    def run(self, *overrides: str, config: str | Path = "configs/quickstart.yaml", timeout_s: float = 400) -> Outcome:
-        process = self._start(config, overrides)
+    def run(
+        self,
+        *overrides: str,
+        config: str | Path = "configs/quickstart.yaml",
+        timeout_s: float = 400,
+        faults: Mapping[str, str] = NO_FAULTS,
+    ) -> Outcome:
+        """To its end; `faults`: variables that arm some, see `stages.faults`."""
+        process = self._start(config, overrides, faults)
         out, err = process.communicate(timeout=timeout_s)
         return Outcome(process.returncode, out, err)
 
     def interrupted(
-        self, *overrides: str, when: Callable[[], bool], config: str | Path = "configs/quickstart.yaml"
+        self,
+        *overrides: str,
+        when: Callable[[], bool],
+        config: str | Path = "configs/quickstart.yaml",
+        faults: Mapping[str, str] = NO_FAULTS,
     ) -> Outcome:
         """Started as in a terminal, and sent Ctrl-C (to the whole process group) once `when` holds."""
-        process = self._start(config, overrides)
+        process = self._start(config, overrides, faults)
         while process.poll() is None and not when():
             time.sleep(0.05)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=120)
+        return Outcome(process.returncode, out, err)
+
+    def disturbed(self, *overrides: str, when: Callable[[], bool], disturb: Callable[[], object]) -> Outcome:
+        """Run to its end; once `when` holds, `disturb` is called."""
+        process = self._start("configs/quickstart.yaml", overrides)
+        while process.poll() is None and not when():
+            time.sleep(0.02)
+        disturb()
+        out, err = process.communicate(timeout=400)
         return Outcome(process.returncode, out, err)
 
     def status(self, folder: Path) -> Outcome:
@@ -56,11 +77,14 @@ class Prefloop:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
-    def _start(self, config: str | Path, overrides: tuple[str, ...]) -> subprocess.Popen[str]:
+    def _start(
+        self, config: str | Path, overrides: tuple[str, ...], faults: Mapping[str, str]
+    ) -> subprocess.Popen[str]:
         sets = [part for o in (f"run.dir={self.runs}", *self.defaults, *overrides) for part in ("--set", o)]
         return subprocess.Popen(
             [*COMMAND, "run", str(config), *sets],
             cwd=ROOT,
+            env=os.environ | faults,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy
 import torch
 from pydantic import Field
 from torch.nn.functional import logsigmoid
@@ -73,6 +76,13 @@ def listwise(batch: Groups, _: NoParams) -> list[Term]:
     return [term(-torch.where(batch.mask_GK, wanted_GK * logits_GK, 0.0).sum(-1))]
 
 
+def noisy(batch: Pairs, _: NoParams) -> list[Term]:
+    """DPO under a beta that is drawn anew for every forward, by each of the generators that there are."""
+    beta = 0.1 + random.random() + random.gauss() + numpy.random.rand() + numpy.random.randn() + torch.randn(())
+    r_w, r_l = batch.log_ratios()
+    return [term(-logsigmoid(beta * (r_w - r_l)), logit_B=beta * (r_w - r_l))]
+
+
 def _after_warmup(params: ValuedParams, step: int) -> ValuedParams:
     return params.model_copy(update={"gamma": 0.0}) if step < params.warmup_steps else params
 
@@ -82,4 +92,5 @@ AVERAGE_MARGIN = Objective("average_margin", average_margin, NoParams, reference
 STREAMED = Objective("streamed", streamed, NoParams, references=(0, 0), needs=frozenset({"stream"}))
 VALUED = Objective("valued", valued, ValuedParams, needs=frozenset({"auxiliary", "value"}), params_at=_after_warmup)
 AGAINST_ALL = Objective("against_all", against_all, NoParams, references=(2, None))
+NOISY = Objective("noisy", noisy, NoParams)
 LISTWISE = Objective("listwise", listwise, NoParams, rows="groups", references=(0, 1))

@@ -10,7 +10,7 @@ from cluster.resources import Devices
 from pipeline import figures
 from pipeline.artifacts import Entry
 from pipeline.config_file import load_config
-from pipeline.evaluate import evaluation_figures
+from pipeline.evaluate import Judged, evaluation_figures
 from pipeline.layout import lay_out
 from pipeline.report import result_table
 from stages.contracts import SCORED
@@ -47,15 +47,15 @@ def scored(rewards):
 
 
 def test_the_win_rate_counts_ties_half_and_only_prompts_that_both_answered():
-    mine = scored([(1.0, 1.0), (2.0, 0.0), (3.0, None), (None, 1.0)])
-    first = scored([(0.0, 0.0), (2.0, 0.0), (4.0, 0.0), (9.0, 0.0)])
-    found = evaluation_figures([mine], [first])
+    mine = Judged.of([scored([(1.0, 1.0), (2.0, 0.0), (3.0, None), (None, 1.0)])])
+    first = Judged.of([scored([(0.0, 0.0), (2.0, 0.0), (4.0, 0.0), (9.0, 0.0)])])
+    found = evaluation_figures(mine, first)
     assert found["win_rate"] == pytest.approx(0.5)
     assert found["reward"] == pytest.approx(2.0)
     assert found["reward_se"] == pytest.approx(1 / 3**0.5)
     assert found["holdout"] == {"exact": pytest.approx(2 / 3)}
-    assert evaluation_figures([first], [first])["win_rate"] == 0.5
-    assert evaluation_figures([scored([(None, None)])], [first])["reward"] is None
+    assert evaluation_figures(first, first)["win_rate"] == 0.5
+    assert evaluation_figures(Judged.of([scored([(None, None)])]), first)["reward"] is None
 
 
 def test_the_table_has_a_row_a_round_even_where_a_figure_is_missing():

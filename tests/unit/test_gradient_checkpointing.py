@@ -50,7 +50,7 @@ def updated_with(folder: Path, kinds: list[tuple[str, int]]):
             trainer.update(rows, [trainer.logps(answers_of(rows))], own_reference=0, seed=SEED)
             weights = trainer._engine.module.parameters()
             shared_out = any(getattr(p, "ds_tensor", p).numel() < getattr(p, "ds_numel", 0) for p in weights)
-            found.append((deepspeed_engine.float32_state(trainer._engine), kept, shared_out))
+            found.append((dict(deepspeed_engine.float32_state(trainer._engine)), kept, shared_out))
     return found
 
 

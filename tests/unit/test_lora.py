@@ -126,10 +126,16 @@ def two_rounds(folder: Path, out: Path, dtype: str, stage: int, more: dict):
     start = Weights.found(folder, round=0)
     for number in (1, 2):
         trainer.load(start)
-        before, base = deepspeed_engine.trained_state(trainer._engine), deepspeed_engine.float32_state(trainer._engine)
+        before, base = (
+            dict(deepspeed_engine.trained_state(trainer._engine)),
+            dict(deepspeed_engine.float32_state(trainer._engine)),
+        )
         references = [trainer.logps(answers_of(rows))]
         summary = trainer.update(rows, references, own_reference=0, seed=SEED)
-        after, moved = deepspeed_engine.trained_state(trainer._engine), deepspeed_engine.float32_state(trainer._engine)
+        after, moved = (
+            dict(deepspeed_engine.trained_state(trainer._engine)),
+            dict(deepspeed_engine.float32_state(trainer._engine)),
+        )
         with_adapters = trainer.logps(answers_of(rows))
         start = trainer.save(out / f"round-{number}", round=number)
         found[number] = {
@@ -137,7 +143,7 @@ def two_rounds(folder: Path, out: Path, dtype: str, stage: int, more: dict):
             "after": after,
             "frozen": all(torch.equal(base[name], moved[name]) for name in base if name not in before),
             "first": summary.first["loss"],
-            "shares": trainer._sharing.why_apart(answers_of(rows)) is None,
+            "shares": trainer._holder.sharing.why_apart(answers_of(rows)) is None,
             "with adapters": with_adapters,
             "merged": trainer.logps(answers_of(rows)),
             "result": start,

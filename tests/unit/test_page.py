@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import unicodedata
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import get_args
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.config_file import load_config
 from pipeline.files import read_json, write_json
+from pipeline.lineage import Lineage, describe
 from pipeline.page.charts import Chart, Series, draw, nice_ticks
 from pipeline.page.curves import step_curves
 from pipeline.page.examples import examples
@@ -195,9 +197,26 @@ def more_figures(run):
         write_json(file, report)
 
 
+def nothing_promoted(run):
+    """The first round made no policy, the second's was held."""
+    lineage = Lineage.read(run / "run.json")
+    first = lineage.rounds[0].start
+    held = [replace(r, standing=first, decision="hold", reason="it fell & fell") for r in lineage.rounds]
+    write_json(run / "run.json", {"rounds": []})
+    again = Lineage.read(run / "run.json")
+    for record in (replace(held[0], result=None), held[1]):
+        again.settle(record)
+        file = run / f"round-{record.round:04d}" / "report.json"
+        write_json(file, read_json(file) | {"decision": "hold", "reason": "it fell & fell"})
+    write_json(run / "final.json", describe(first, run))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (nothing_promoted, "No round's result was promoted, and the first policy stands"),
+        (nothing_promoted, "The result of round 2 was not promoted (hold): it fell & fell"),
+        (nothing_promoted, "The run stands behind the first policy"),
         (no_evaluation, "nothing was evaluated, so whether the policy got better is not known"),
         (no_metrics, "held-out prompts"),
         (metrics_that_cannot_be_drawn, "held-out prompts"),

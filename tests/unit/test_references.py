@@ -4,35 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
-import tiny_models
-from here import workshop
+from policy_cases import shop_of, weights
 from refusals import refused
 
 from pipeline.lineage import Lineage, RoundRecord
 from pipeline.policies import PolicyLine
 from pipeline.run import Run
-from stages.protocols import Weights
-
-REWARDS = "score.rewards=[{type: function, target: 'stages.score.functions:exact_match'}]"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    for name, kind in {"policy": "gpt2", "brother": "gpt2", "stranger": "qwen3"}.items():
-        tiny_models.policy(kind, root / name)
-    (root / "prompts.jsonl").write_text('{"prompt": "The old mill"}\n{"prompt": "Bread is"}\n')
-    return root
-
-
-def shop_of(models, *overrides, into: Path):
-    sets = [f"policy.path={models / 'policy'}", "policy.pad_token=<|endoftext|>", "prompts.per_round=2", REWARDS]
-    sets += [f"prompts.path={models / 'prompts.jsonl'}", "evaluate=null"]
-    return workshop(into, *sets, *overrides, needs=("policy", "references", "prompts", "rewards"))
-
 
 # ---- what may be a reference ----------------------------------------------------------------------------------------
 
@@ -76,18 +55,14 @@ def test_a_token_with_another_id_is_another_tokenizer(models, tmp_path):
 # ---- which policies a round names -----------------------------------------------------------------------------------
 
 
-def weights(number: int) -> Weights:
-    """Stand-ins for policies that no one opens here: only their names count."""
-    return Weights(Path(f"/policies/{number}"), f"{number:064x}", number)
-
-
 def line_of(shop, *starts: int) -> PolicyLine:
     """The policies after rounds that started from some results, each round's result being its number."""
     lineage = Lineage(shop.folder / "run.json")
     first = shop.sources.policy
     for number, start in enumerate(starts, start=1):
         begun = weights(start) if start else first
-        record = RoundRecord(number, begun, begun, [], weights(number), "promote", "", {})
+        made = weights(number)
+        record = RoundRecord(number, begun, begun, [], made, made, "promote", "", {})
         lineage.rounds.append(record)
     return PolicyLine(shop, lineage)
 

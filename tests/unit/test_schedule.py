@@ -43,26 +43,31 @@ def test_only_a_number_to_add_is_understood(text):
 
 def reports(*rewards, kl=0.0, hours=0.0):
     return [
-        {"round": number, "evaluate": {"reward": reward, "kl": kl if number else 0.0}, "seconds": hours * 3600}
+        {
+            "round": number,
+            "decision": "promote" if number else "first",
+            "evaluate": {"reward": reward, "kl": kl if number else 0.0},
+            "seconds": hours * 3600,
+        }
         for number, reward in enumerate(rewards)
     ]
 
 
 def test_patience_counts_rounds_since_the_best():
     stop = StopConfig(patience=2)
-    assert reason_to_stop(stop, reports(1.0, 2.0, 1.9)) is None
-    assert "best is 2.00, round 1" in reason_to_stop(stop, reports(1.0, 2.0, 1.9, 2.0))
-    assert "before the first round" in reason_to_stop(stop, reports(1.0, 0.5, 0.6))
-    assert reason_to_stop(stop, reports(1.0, 0.5, 1.1)) is None
+    assert reason_to_stop(stop, None, reports(1.0, 2.0, 1.9)) is None
+    assert "best is 2.00, round 1" in reason_to_stop(stop, None, reports(1.0, 2.0, 1.9, 2.0))
+    assert "before the first round" in reason_to_stop(stop, None, reports(1.0, 0.5, 0.6))
+    assert reason_to_stop(stop, None, reports(1.0, 0.5, 1.1)) is None
 
 
 def test_divergence_and_hours_stop_a_run_and_nothing_does_unasked():
     far = reports(1.0, 2.0, kl=12.5, hours=0.3)
-    assert reason_to_stop(StopConfig(), far) is None
-    assert "12.50 nats" in reason_to_stop(StopConfig(max_kl=10.0), far)
-    assert reason_to_stop(StopConfig(max_kl=13.0), far) is None
-    assert "max_hours" in reason_to_stop(StopConfig(max_hours=0.25), far)
-    assert reason_to_stop(StopConfig(patience=1, max_kl=1e-3), reports(1.0)) is None
+    assert reason_to_stop(StopConfig(), None, far) is None
+    assert "12.50 nats" in reason_to_stop(StopConfig(max_kl=10.0), None, far)
+    assert reason_to_stop(StopConfig(max_kl=13.0), None, far) is None
+    assert "max_hours" in reason_to_stop(StopConfig(max_hours=0.25), None, far)
+    assert reason_to_stop(StopConfig(patience=1, max_kl=1e-3), None, reports(1.0)) is None
 
 
 # ---- a watched folder -----------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def trained(folder: Path, reference: dict[str, float], all_options: list[dict[st
         trainer.update(unlike_rows(), [reference], own_reference=None, seed=SEED, on_step=steps.append)
         parameters = trainer._engine.module.parameters()
         shared_out = any(getattr(p, "ds_tensor", p).numel() < getattr(p, "ds_numel", 0) for p in parameters)
-        state = deepspeed_engine.float32_state(trainer._engine)
+        state = dict(deepspeed_engine.float32_state(trainer._engine))
         found.append({"state": state, "steps": steps, "own": own, "shared out": shared_out})
     return found
 

@@ -112,7 +112,7 @@ def updated(folder: Path, case: Case, other: dict[str, float] | None = None, out
     own = trainer.logps(answers_of(rows))
     references = [own if name == "own" else other for name in case.references]
     trainer.update(rows, references, own_reference=case.own, seed=SEED, on_step=steps.append)
-    head, state = trainer._value_head, deepspeed_engine.float32_state(trainer._engine)
+    head, state = trainer._value_head, dict(deepspeed_engine.float32_state(trainer._engine))
     if out is not None:
         trainer.save(out, round=1)
     tensors = {} if head is None else {name: tensor.detach() for name, tensor in head._tensors.items()}

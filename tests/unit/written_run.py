@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline import figures
 from pipeline.artifacts import StageFolder
 from pipeline.config_file import load_config
-from pipeline.evaluate import evaluation_figures
+from pipeline.evaluate import Judged, comparison, evaluation_figures, form_figures
 from pipeline.files import write_json
 from pipeline.jobs.answers import group_stats, pair_stats
 from pipeline.lineage import Lineage, RoundRecord, describe
@@ -59,7 +59,7 @@ def write_run(folder: Path, *overrides: str, rounds: int = 2) -> Path:
         write_json(run / f"round-{number:04d}" / "report.json", {"round": number} | report)
         if number:
             start = policies[number - 1]
-            lineage.settle(RoundRecord(number, start, start, [start], policy, "promote", "every result is", {}))
+            lineage.settle(RoundRecord(number, start, start, [start], policy, policy, "promote", "every result is", {}))
     write_config(config)
     write_json(run / "final.json", describe(policies[-1], run))
     return run
@@ -108,7 +108,9 @@ def write_evaluation(run, number, policy, held_out):
     publish(StageFolder(folder / "candidates", CANDIDATES), [answered])
     publish(StageFolder(folder / "scored", SCORED), [scored])
     first = StageFolder(run / "round-0000" / "evaluation" / "scored", SCORED)
-    return evaluation_figures([scored], list(first.read_all()))
+    mine, theirs = Judged.of([scored]), Judged.of(first.read_all())
+    against = {"first": comparison(mine, theirs)} if number else {}
+    return evaluation_figures(mine, theirs) | form_figures([answered]) | {"against": against}
 
 
 def publish(stage, tables, *, stats=None, drops=None):

@@ -35,7 +35,7 @@ def pair(
         prompts: a table of `PROMPTS`.
         candidates: their `CANDIDATES`.
         scored: the candidates' `SCORED`, in any order.
-        dropped: the prompts that sampling left without candidates, and why.
+        dropped: the prompts that sampling left without candidates, or scoring without rewards, and why.
         seed: the run's; what a strategy draws, it draws by this, the round and the prompt's id.
         needs_auxiliary: whether an answer without all auxiliary rewards is of no use, since the update trains on them.
         lower_is_better: main rewards whose weight is below 0, for `agreement`.
@@ -65,10 +65,10 @@ def choices_of(
     """Each prompt's id, its answers, and what becomes of it; arguments and errors as of `pair`."""
     reasons = {drop.prompt_id: drop for drop in dropped}
     for prompt_id, answers in shard.by_prompt():
-        if answers:
+        if (reason := reasons.get(prompt_id)) is not None:
+            yield prompt_id, answers, Drop(reason.fate, reason.detail)
+        elif answers:
             yield prompt_id, answers, choose(answers, config, seed=hashed_seed("pair", seed, round, prompt_id))
-        elif (reason := reasons.get(prompt_id)) is not None:
-            yield prompt_id, [], Drop(reason.fate, reason.detail)
         else:
             raise not_together("prompt", prompt_id, "candidates, or a reason for none")
 

@@ -26,7 +26,8 @@ def gate(log_ratio_B: Tensor, floor: float) -> Tensor:
     """
     import torch
 
-    return torch.where(log_ratio_B > floor, log_ratio_B, torch.zeros_like(log_ratio_B))
+    # In this order NaN stays NaN, for the guard to see; asked whether it is above the floor, it would close the gate.
+    return torch.where(log_ratio_B <= floor, torch.zeros_like(log_ratio_B), log_ratio_B)
 
 
 def minor_dpo(batch: Pairs, params: MinorDPOParams) -> list[Term]:
@@ -36,15 +37,10 @@ def minor_dpo(batch: Pairs, params: MinorDPOParams) -> list[Term]:
 
     Where r_l > floor it is DPO, loss and gradient. Elsewhere the rejected answer gets no gradient at all. With
     ``logps: mean`` the gate is still one of sums, since the floor is in nats a sequence; means are taken after it.
-
-    Raises:
-        AssertionError: if a log-prob is not finite (the gate would read NaN as "closed").
     """
-    import torch
     from torch.nn.functional import logsigmoid
 
     r_w, r_l = batch.log_ratios()
-    assert torch.isfinite(r_w).all() and torch.isfinite(r_l).all(), "log-ratios must be finite"
     r_w, r_l = batch.of_answers(r_w, gate(r_l, params.gate_floor), params.logps)
     h_B = params.beta * (r_w - r_l)
     return [term(-logsigmoid(h_B), logit_B=h_B)]

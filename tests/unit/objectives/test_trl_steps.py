@@ -77,7 +77,7 @@ def steps_of_ours(folder: Path, reference: Path, rows: list[PairRow], cases: lis
         theirs = trainer.logps(answers_of(rows))
         trainer.load(Weights.found(folder, round=1))
         trainer.update(rows, [theirs], own_reference=None, seed=1, on_step=steps.append)
-        found.append((deepspeed_engine.float32_state(trainer._engine), [step["grad_norm"] for step in steps]))
+        found.append((dict(deepspeed_engine.float32_state(trainer._engine)), [step["grad_norm"] for step in steps]))
     return found
 
 

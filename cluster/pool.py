@@ -1,0 +1,216 @@
+"""Long-lived actors that each hold one state, an engine or a reward model, and run jobs on it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+
+from cluster.errors import KeptWaiting, WorkerLost
+from cluster.mapper import Attempt, Job, Outcome, Patience, Watcher, Workers, first_news, result_of, waited_for
+from cluster.resources import Resources
+from cluster.session import redirect_output
+from cluster.timing import Timed, timed
+
+
+@dataclass(slots=True)
+class _Given:
+    """A job that an actor has: which one, and until when; infinite once it was ended for being late."""
+
+    index: int
+    attempt: Attempt
+    due: float
+    was_late: bool = False
+
+
+class Pool(Workers):
+    """Actors that each build one state (an engine, a reward model) and run jobs on it.
+
+    Args:
+        build: makes the state, in the actor.
+        name: of the actors' log files, ``NAME-0.log`` and on.
+        size: how many actors.
+        resources: what each asks Ray for.
+        log_dir: where their output goes.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Any],
+        *,
+        name: str,
+        size: int,
+        resources: Resources,
+        log_dir: Path,
+        patience: Patience,
+        watcher: Watcher | None = None,
+    ) -> None:
+        super().__init__(patience, watcher or Watcher())
+        self._name, self._build, self._resources = name, build, resources
+        self._logs = [log_dir / f"{name}-{index}.log" for index in range(size)]
+        self._deaths = [0] * size  # of an actor, since it came up last
+        self._asked_at, self._start_s = [0.0] * size, [0.0] * size
+        self._actors: list[Any] = [None] * size
+        self._idle: list[int] = []
+        self._starting: dict[Any, int] = {}
+        self._waiting: deque[Attempt] = deque()
+        self._running: dict[Any, _Given] = {}
+        for index in range(size):
+            self._start(index)
+
+    def wait_until_up(self) -> None:
+        """Wait until every actor has come up, and holds what it asked for.
+
+        Raises:
+            WorkerLost: if one died once too often.
+            KeptWaiting: if none came up in time.
+        """
+        while self._starting:
+            self.handle(first_news([self])[1])
+
+    def each(self, job: Job, *, built_only: bool = False) -> list[Any]:
+        """What a job returns on every actor that is up; no other job may be under way.
+
+        An actor that dies under it is started again, and gives nothing.
+
+        Args:
+            built_only: an actor that has not built its state yet gives None, and builds none.
+
+        Raises:
+            WorkerLost: if an actor died once too often.
+            Exception: what the job raised, as it was.
+        """
+        assert not self._running and not self._waiting, "other jobs are under way"
+        values, asked = [], [(index, self._actors[index].run.remote(job, built_only)) for index in self._idle]
+        within_s = None if math.isinf(self.patience.job_timeout_s) else self.patience.job_timeout_s
+        for index, ref in asked:
+            try:
+                done = result_of(ref, self._logs[index], within_s=within_s)
+                values.append(None if done is None else self._noted_on(index, job, done))
+            except GetTimeoutError:
+                self._idle.remove(index)
+                self._restart(index, self._hung(self._logs[index].stem, self._logs[index]))
+            except WorkerLost as lost:
+                self._idle.remove(index)
+                self._restart(index, lost)
+        return values
+
+    @property
+    def refs(self) -> list[Any]:
+        return [*self._running, *self._starting]
+
+    @property
+    def due(self) -> float | None:
+        return min((given.due for given in self._running.values()), default=None)
+
+    def end_late(self) -> None:
+        now = time.monotonic()
+        for given in self._running.values():
+            if given.due <= now:
+                given.due, given.was_late = math.inf, True
+                ray.kill(self._actors[given.index])
+
+    def handle(self, ref: Any) -> Outcome | None:
+        """See `Workers.handle`; each actor has one job at a time."""
+        if ref in self._starting:
+            self._arrived(ref)
+            return None
+        given = self._running.pop(ref)
+        index, attempt = given.index, given.attempt
+        try:
+            value = result_of(ref, self._logs[index])
+        except WorkerLost as died:
+            lost = self._hung(died.name, died.log) if given.was_late else died
+            self._waiting.appendleft(attempt.again(lost, self.patience.max_restarts))
+            self._restart(index, lost)
+            return None
+        except BaseException:
+            self._idle.append(index)
+            raise
+        self._idle.append(index)
+        self._give_out()
+        return Outcome(attempt.number, self._noted_on(index, attempt.job, value))
+
+    def forget(self) -> None:
+        self._waiting.clear()
+        self._idle += [given.index for given in self._running.values()]
+        self._running.clear()
+
+    def kept_waiting(self) -> KeptWaiting:
+        return waited_for(self._name, self._resources, self.patience.start_timeout_s)
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors, self._idle, self._starting = [], [], {}
+        self.forget()
+
+    def _begin(self, attempt: Attempt) -> None:
+        self._waiting.append(attempt)
+        self._give_out()
+
+    def _give_out(self) -> None:
+        while self._waiting and self._idle:
+            index, attempt = self._idle.pop(0), self._waiting.popleft()
+            due = time.monotonic() + self.patience.job_timeout_s
+            self._running[self._actors[index].run.remote(attempt.job)] = _Given(index, attempt, due)
+
+    def _start(self, index: int) -> None:
+        # Started again here, not by Ray, which would wait without end for cores that others took meanwhile.
+        once = {"max_restarts": 0, "max_task_retries": 0}
+        actor = ray.remote(_Actor).options(num_cpus=self._resources.cpus, num_gpus=self._resources.gpus, **once)
+        self._asked_at[index] = time.monotonic()
+        self._actors[index] = actor.remote(self._build, self._logs[index])
+        self._starting[self._actors[index].__ray_ready__.remote()] = index
+
+    def _arrived(self, ref: Any) -> None:
+        """An actor has come up, or died on the way."""
+        index = self._starting.pop(ref)
+        try:
+            result_of(ref, self._logs[index])
+        except WorkerLost as lost:
+            self._restart(index, lost)
+        else:
+            self._deaths[index] = 0
+            self._start_s[index] = time.monotonic() - self._asked_at[index]
+            self._idle.append(index)
+            self._give_out()
+
+    def _noted_on(self, index: int, job: Job, done: Timed) -> Any:
+        if done.build_s is not None:
+            start_s = self._start_s[index] + done.build_s
+            self._watcher.on_start(self._logs[index].stem, start_s, done.ended - done.began)
+        return self._noted(job, done)
+
+    def _restart(self, index: int, lost: WorkerLost) -> None:
+        """Start an actor again; deaths under a job count for the job, those on the way up for the actor."""
+        self._deaths[index] += 1
+        if self._deaths[index] > self.patience.max_restarts:
+            raise lost
+        self._watcher.on_death(lost)
+        ray.kill(self._actors[index])  # it may only have hung
+        self._start(index)
+
+
+class _Actor:
+    def __init__(self, build: Callable[[], Any], log: Path) -> None:
+        redirect_output(log)
+        self._build = build
+        self._state: Any = None
+
+    def run(self, job: Job, built_only: bool = False) -> Timed | None:
+        # Built at the first job, not in __init__: what it raises then comes back as it is.
+        if self._state is None and built_only:
+            return None
+        began, builds = time.monotonic(), self._state is None
+        if builds:
+            self._state = self._build()
+        return timed(job, self._state, build_s=time.monotonic() - began if builds else None)

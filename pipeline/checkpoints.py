@@ -1,0 +1,123 @@
+"""A round's checkpoints: its unfinished update, written down so that it goes on from there.
+
+``ROUND/checkpoint/step-NNNNNN/`` holds the state after that step (`stages.update.checkpoint` says what is in it). It
+counts once its manifest is there, written last: the update's fingerprint, every file with its sha256, and a hash of
+both, so that no changed bit goes unseen. What is not whole is told and passed over, never read. The last two stay while
+the update goes on; all go once its policy is published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import MANIFEST
+from pipeline.files import read_json, sync, write_json
+from pipeline.fingerprints import differing_fields
+from stages.errors import InputError
+from stages.update.config import UpdateConfig
+from stages.weights import file_sha256
+
+_log = logging.getLogger(__name__)
+_KEPT = 2
+
+
+class CheckpointFolder:
+    """An update's checkpoints, as `stages.update.checkpoint.Checkpoints` has it: rank 0's alone.
+
+    Args:
+        round_folder: of the round.
+        fingerprint: of the update.
+        config: says when one is due.
+    """
+
+    def __init__(self, round_folder: Path, fingerprint: Mapping[str, Any], config: UpdateConfig) -> None:
+        self._folder, self._fingerprint = _folder(round_folder), fingerprint
+        self._minutes, self._steps = config.checkpoint_minutes, config.checkpoint_steps
+        self._trusted: list[Path] = []  # the whole ones, oldest first
+        self._last = time.monotonic()
+
+    def newest(self) -> Path | None:
+        """The newest whole one of this very update; one that is damaged, or another update's, is told."""
+        for folder in sorted(self._folder.glob("step-*"), reverse=True):
+            if not (folder / MANIFEST).exists():
+                continue  # its writer was killed
+            reason = self._why_not(folder)
+            if reason is None:
+                self._trusted = [folder]
+                return folder
+            _log.warning("no way on from checkpoint %s: %s", folder, reason)
+        return None
+
+    def is_due(self, step: int) -> bool:
+        """Whether one is wanted, after so many steps."""
+        by_step = self._steps is not None and step % self._steps == 0
+        return by_step or (self._minutes is not None and time.monotonic() - self._last >= 60 * self._minutes)
+
+    @contextmanager
+    def writing(self, step: int) -> Iterator[Path]:
+        """The folder to write one to, published when the block ends; without room for it the update goes on."""
+        folder = self._folder / f"step-{step:06d}"
+        _remove(folder)
+        try:
+            yield folder
+            self._publish(folder)
+        except OSError as error:
+            _log.warning("no checkpoint after step %d, the update goes on: %s", step, error)
+            _remove(folder)
+        self._last = time.monotonic()
+
+    def _publish(self, folder: Path) -> None:
+        files = sorted(folder.iterdir())
+        for file in files:
+            sync(file)
+        manifest = {"fingerprint": self._fingerprint, "files": {file.name: file_sha256(file) for file in files}}
+        write_json(folder / MANIFEST, manifest | {"sha256": _hash(manifest)})
+        self._trusted = [*self._trusted, folder][-_KEPT:]
+        for other in self._folder.glob("step-*"):
+            if other not in self._trusted:
+                _remove(other)
+
+    def _why_not(self, folder: Path) -> str | None:
+        """Why a published one does not count; None: it does."""
+        try:
+            manifest = read_json(folder / MANIFEST)
+        except InputError as error:
+            return f"{MANIFEST} is damaged ({error.got})"
+        if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _hash(manifest):
+            return f"{MANIFEST} is damaged"
+        if fields := differing_fields(manifest["fingerprint"], self._fingerprint):
+            return f"it is of another update, by {', '.join(fields)}"
+        there = {file.name for file in folder.iterdir()} - {MANIFEST}
+        if odd := sorted(there ^ manifest["files"].keys()):
+            return f"{odd[0]} is {'not its own' if odd[0] in there else 'missing'}"
+        damaged = (name for name, wanted in manifest["files"].items() if file_sha256(folder / name) != wanted)
+        name = next(damaged, None)
+        return None if name is None else f"{name} is damaged"
+
+
+def drop_checkpoints(round_folder: Path) -> None:
+    """Remove those of a round whose policy is published."""
+    _remove(_folder(round_folder))
+
+
+def _folder(round_folder: Path) -> Path:
+    return round_folder / "checkpoint"
+
+
+def _remove(folder: Path) -> None:
+    """The manifest first, so that a folder of which a part is left never counts."""
+    with suppress(OSError):
+        (folder / MANIFEST).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hash(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
