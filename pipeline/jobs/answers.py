@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import Entry, StageFolder
+from pipeline.artifacts import StageFolder
+from pipeline.entries import Entry
 from pipeline.jobs.quarantine import SearchedShard, without_prompts
 from stages.faults import fault_point
 from stages.protocols import Reward, Sampler, Weights

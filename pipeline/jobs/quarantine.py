@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import WorkerLost
-from pipeline.artifacts import Entry, StageFolder
+from pipeline.artifacts import StageFolder
+from pipeline.entries import Entry
 from stages.sample.stage import Dropped
 
 MOST_SET_ASIDE = 4
