@@ -194,10 +194,10 @@ def test_a_reference_that_is_not_the_start_is_the_one_that_was_scored(policy_fol
     assert abs(first["loss"] - 0.6931) > 1e-3
 
 
-def diverging(folder: Path, epochs: int) -> tuple[UpdateSummary, list[SkippedStep]]:
+def diverging(folder: Path, epochs: int, rate: float) -> tuple[UpdateSummary, list[SkippedStep]]:
     from stages.update.worker import Trainer
 
-    options = {"learning_rate": 1e30, "num_train_epochs": epochs, "warmup_ratio": 0.0, "global_batch_size": 6}
+    options = {"learning_rate": rate, "num_train_epochs": epochs, "warmup_ratio": 0.0, "global_batch_size": 6}
     trainer = Trainer(UpdateConfig(**BASE | options), dtype="float32", pad_token=None, num_threads=1)
     trainer.load(Weights.found(folder, round=0))
     rows, skipped = some_rows(6), []
@@ -206,14 +206,14 @@ def diverging(folder: Path, epochs: int) -> tuple[UpdateSummary, list[SkippedSte
 
 
 def test_an_update_that_diverges_is_ended_and_names_the_rows_of_the_steps_it_skipped(policy_folder):
-    ((summary, skipped),) = on_ranks(1, diverging, policy_folder, 8)
+    ((summary, skipped),) = on_ranks(1, diverging, policy_folder, 8, 1e30)
     assert "5 steps in a row were skipped" in summary.ended and summary.num_skipped == 5
     assert [step.step for step in skipped] == [2, 3, 4, 5, 6]
     assert all(sorted(step.ids) == [row.pair_id for row in some_rows(6)] for step in skipped)
 
 
 def test_a_policy_that_its_last_step_broke_is_seen_too(policy_folder):
-    ((summary, skipped),) = on_ranks(1, diverging, policy_folder, 1)
+    ((summary, skipped),) = on_ranks(1, diverging, policy_folder, 1, 1e39)
     assert "after the last step" in summary.ended and not skipped
 
 
