@@ -76,6 +76,17 @@ def trained(
     }
 
 
+def kept_moments(start: Path, kind: Kind, home: Path) -> Moments:
+    """AdamW's moments after a first update."""
+    from stages.update.worker import Trainer
+
+    trainer = Trainer(kind.config(), dtype=kind.dtype, pad_token=None, num_threads=1)
+    trainer.load(Weights.found(start, round=0))
+    rows = rows_of(kind.rows)
+    trainer.update(rows, [trainer.logps(answers_of(rows))], own_reference=0, seed=SEED)
+    return trainer.save_moments(home)
+
+
 def without_newest(home: Path) -> int:
     """Remove the newest checkpoint, so that it goes on from the one before; the step of that one."""
     if dist.get_rank() == 0:

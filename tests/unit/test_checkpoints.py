@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_cases import Kind, kind, trained, without_newest
+from checkpoint_cases import Kind, kept_moments, kind, trained, without_newest
 from ranks import on_ranks
 from trainer_cases import VALUED
 
@@ -19,6 +19,7 @@ KINDS = {
     "random numbers": kind(loss_type="own_objectives:NOISY"),
     "groups": kind("groups", loss_type="own_objectives:LISTWISE"),
     "steps skipped": kind(guard={"max_kl": 0.05, "max_skipped": 99}),
+    "kept moments": kind(keep_optimizer=True),
     "activations computed again": kind(gradient_checkpointing=True, zero_stage=3),
 }
 
@@ -28,9 +29,11 @@ def interrupted(start: Path, out: Path, kinds: dict[str, Kind]):
     found = {}
     for number, (name, made) in enumerate(kinds.items()):
         home = out / f"{number}"
-        whole, kept = trained(start, made, None), trained(start, made, home, checkpoint_steps=2)
+        moments = kept_moments(start, made, home / "optimizer") if made.config().keep_optimizer else None
+        whole = trained(start, made, None, moments=moments)
+        kept = trained(start, made, home, moments=moments, checkpoint_steps=2)
         left = without_newest(home)
-        found[name] = left, whole, kept, trained(start, made, home)
+        found[name] = left, whole, kept, trained(start, made, home, moments=moments)
     return found
 
 
@@ -59,6 +62,17 @@ def test_every_kind_of_update_ends_with_the_same_bits(policy_folder, tmp_path, w
     check(on_ranks(world, interrupted, policy_folder, tmp_path, {name: KINDS[name] for name in names}))
 
 
+@pytest.mark.slow
+def test_with_the_optimizer_in_the_machines_memory_it_ends_within_rounding(policy_folder, tmp_path):
+    """DeepSpeed's CPU Adam multiplies its betas up step by step, and anew by a power when it goes on."""
+    kinds = {f"{stage}": kind(offload_optimizer=True, zero_stage=stage) for stage in (1, 2, 3)}
+    for rank in on_ranks(2, interrupted, policy_folder, tmp_path, kinds):
+        for name, (left, whole, kept, resumed) in rank.items():
+            assert resumed["resumed_at"] == left >= 2
+            assert distance(kept["weights"], whole["weights"]) == 0, name
+            assert distance(resumed["weights"], whole["weights"]) < 1e-6, name
+
+
 # ---- on another number of workers, under another ZeRO stage ---------------------------------------------------------
 
 MOVED = {
@@ -70,7 +84,7 @@ MOVED = {
 
 
 def written(start: Path, out: Path, stage: int):
-    """Each update in one go; and its checkpoint after six steps."""
+    """Each update in one go; and its checkpoints but the newest."""
     found = {}
     for name, made in MOVED.items():
         found[name] = trained(start, made, None, zero_stage=stage)
