@@ -9,9 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
-from ray.exceptions import RayError
-
-from cluster.errors import ClusterError, NodeLost
+from cluster.errors import NodeLost
 
 _LOOK_S = 0.2
 _SIGNAL = signal.SIGUSR1  # wakes the main thread where it waits inside Ray, as Ctrl-C does
@@ -41,7 +39,7 @@ def watched_node() -> Iterator[None]:
     watcher.start()
     try:
         yield
-    except (ClusterError, RayError) as error:  # what dies with it may be noticed first
+    except Exception as error:  # what dies with it may be noticed first, and Ray wraps what is raised while it waits
         if reason := _ended(processes):
             raise NodeLost(reason) from error
         raise
