@@ -21,7 +21,7 @@ _SHAPES = {
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 }
 _SHORTEST = 8  # characters; a shorter value of the environment may be an ordinary word
-_NO_SECRETS = {"pad_token"}  # keys of a config that end like a secret's name
+_NO_SECRETS = {"pad_token", "pwd"}  # a key of a config, and the shell's name for the folder it works in
 
 
 def refuse_secrets(values: Mapping[str, Any], *, file: str) -> None:
@@ -35,7 +35,7 @@ def refuse_secrets(values: Mapping[str, Any], *, file: str) -> None:
         found = next((what for what, shape in _SHAPES.items() if shape.search(value)), None)
         if found is None and (variable := _variable_with(value)) is not None:
             found = f"the value of the environment's {variable}"
-        if found is None and name not in _NO_SECRETS and _SECRET_NAME.search(name) and value:
+        if found is None and _names_secret(name) and value:
             found = "a value under a secret's name"
         if found is not None:
             raise ConfigError(
@@ -64,6 +64,10 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
 def _variable_with(text: str) -> str | None:
     """The environment's secret that a text contains."""
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and value in text and _SECRET_NAME.search(name):
+        if len(value) >= _SHORTEST and value in text and _names_secret(name):
             return name
     return None
+
+
+def _names_secret(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None and name.lower() not in _NO_SECRETS

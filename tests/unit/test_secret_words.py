@@ -62,6 +62,12 @@ def test_a_value_under_a_secrets_name_is_refused(key):
         refuse_secrets({"prompts": {"chat_template_kwargs": {key: "abc"}}}, file="mine.yaml")
 
 
+@pytest.mark.parametrize("name", ["PWD", "HOME", "PATH"])
+def test_a_path_below_the_folder_that_a_shell_works_in_is_none(monkeypatch, name):
+    monkeypatch.setenv(name, "/some/folder/of/mine")
+    refuse_secrets({"run": {"dir": "/some/folder/of/mine/runs"}}, file="mine.yaml")
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: file.stem)
 def test_the_configs_that_come_with_it_hold_none(file):
     load_config(file, [])
