@@ -12,6 +12,7 @@ from types import FrameType
 from cluster.errors import NodeLost
 
 _LOOK_S = 0.2
+_AGAIN_S = 3.0  # between two signals, should what the first one raised have been swallowed
 _SIGNAL = signal.SIGUSR1  # wakes the main thread where it waits inside Ray, as Ctrl-C does
 
 
@@ -28,7 +29,7 @@ def watched_node() -> Iterator[None]:
         while not over.wait(_LOOK_S):
             if _ended(processes) and not over.is_set():
                 signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
-                return
+                over.wait(_AGAIN_S)
 
     def tell(_number: int, _frame: FrameType | None) -> None:
         if reason := _ended(processes):

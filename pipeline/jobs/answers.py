@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.mapper import GoOn
 from pipeline.artifacts import StageFolder
 from pipeline.entries import Entry
 from pipeline.jobs.quarantine import SearchedShard, without_prompts
@@ -31,7 +32,7 @@ class SampleShard(SearchedShard):
     config: SampleConfig
     draw: Draw
 
-    def __call__(self, sampler: Sampler) -> Entry:
+    def __call__(self, sampler: Sampler) -> Entry | GoOn:
         here = [self.out.path, f"shard-{self.shard}"]
         fault_point("sample.start", here)
         if (done := self.done()) is not None:
@@ -42,14 +43,15 @@ class SampleShard(SearchedShard):
         def answers_to(asked: pa.Table) -> tuple[pa.Table, list[Dropped]]:
             return sample(asked, sampler, self.config, weights=self.weights, draw=self.draw)
 
-        set_aside = self.set_aside(prompts, answers_to)
-        table, dropped = answers_to(without_prompts(prompts, set_aside))
+        if (search := self.searched(prompts, answers_to)) is not None:
+            return search
+        table, dropped = answers_to(without_prompts(prompts, self.set_aside))
         fault_point("sample.middle", here)
         finished = Counter(table["finish_reason"].to_pylist())
         return self.published(
             table,
             parents=[self.prompts.entry(self.shard)],
-            drops=[*dropped, *set_aside],
+            drops=[*dropped, *self.set_aside],
             stats={
                 "prompts": prompts.num_rows,
                 "tokens": sum(len(ids) for ids in table["response_token_ids"].to_pylist()),
@@ -66,7 +68,7 @@ class ScoreShard(SearchedShard):
     candidates: StageFolder
     round: int
 
-    def __call__(self, rewards: Sequence[Reward]) -> Entry:
+    def __call__(self, rewards: Sequence[Reward]) -> Entry | GoOn:
         here = [self.out.path, f"shard-{self.shard}"]
         fault_point("score.start", here)
         if (done := self.done()) is not None:
@@ -77,14 +79,15 @@ class ScoreShard(SearchedShard):
             mine = candidates.filter(pc.is_in(candidates["prompt_id"], asked["prompt_id"]))
             return score(asked, mine, rewards, round=self.round)
 
-        set_aside = self.set_aside(prompts, rewards_of)
-        scored = rewards_of(without_prompts(prompts, set_aside))
+        if (search := self.searched(prompts, rewards_of)) is not None:
+            return search
+        scored = rewards_of(without_prompts(prompts, self.set_aside))
         table = with_unscored(scored, candidates, round=self.round)
         fault_point("score.middle", here)
         return self.published(
             table,
             parents=[self.prompts.entry(self.shard), self.candidates.entry(self.shard)],
-            drops=set_aside,
+            drops=self.set_aside,
             stats=_reward_stats(scored),
         )
 
