@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from pipeline.evaluate import Z95, mean_with_error
 from pipeline.page.charts import Chart, Series
 from pipeline.page.curves import Report, finite
@@ -94,7 +96,9 @@ def _half_widths(evaluation: Path) -> HalfWidths:
         for reward in row["rewards"]:
             if (value := finite(reward["value"])) is not None:
                 samples.setdefault(reward["name"], []).append(value)
-    answers = rows(published_files(evaluation / "candidates"), columns=["response_token_ids"])
-    samples["length"] = [float(len(row["response_token_ids"])) for row in answers]
+    length = {"length": pc.list_value_length(pc.field("response_token_ids"))}
+    samples["length"] = [
+        float(row["length"]) for row in rows(published_files(evaluation / "candidates"), columns=length)
+    ]
     errors = {name: mean_with_error(found)["se"] for name, found in samples.items()}
     return {name: None if se is None else Z95 * se for name, se in errors.items()}

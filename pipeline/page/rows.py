@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.page.curves import finite
@@ -84,20 +85,32 @@ def browser_rows(run: Path, folders: Mapping[int, Path], room: Room) -> Rows:
         folders: of the rounds that are settled, and of the evaluation before the first.
     """
     prompts: dict[str, Prompt] = {}
-    trained = {round: folder for round, folder in folders.items() if round}
-    shares = max(1, len(trained) + 1)
-    share = Room(max(1, room.rows // shares), max(1, room.characters // shares))
     held_out = published_files(run / "evaluation" / "prompts")
-    count = _leading(held_out, [run / "evaluation" / "prompts"], share)[1]
-    num_rows = _add_held_out(prompts, held_out, folders, Room(count, share.characters // max(1, len(folders))))
-    num_in_all = _num_rows(held_out)
-    for round, folder in trained.items():
-        found, in_all = _add_round(prompts, round, folder, share)
-        num_rows, num_in_all = num_rows + found, num_in_all + in_all
-    return Rows(list(prompts.values()), num_rows, num_in_all)
+    sizes = {0: _num_rows(held_out)} | {round: _num_rows(_asked(folder)) for round, folder in folders.items() if round}
+    rooms = shared(room, sizes)
+    count = _leading(held_out, [run / "evaluation" / "prompts"], rooms[0])[1]
+    num_rows = _add_held_out(prompts, held_out, folders, count)
+    for round in sorted(sizes.keys() - {0}):
+        num_rows += _add_round(prompts, round, folders[round], rooms[round])
+    return Rows(list(prompts.values()), num_rows, sum(sizes.values()))
 
 
 # ---- how much -------------------------------------------------------------------------------------------------------
+
+
+def shared(room: Room, sizes: Mapping[int, int]) -> dict[int, Room]:
+    """Each round's room: as many rows as each other, but for those that need fewer; characters by the rows, and some
+    for short rounds with long texts."""
+    counts: dict[int, int] = {}
+    for round in sorted(sizes, key=lambda one: (sizes[one], one)):
+        counts[round] = min(sizes[round], (room.rows - sum(counts.values())) // (len(sizes) - len(counts)))
+    in_all, least = max(1, sum(counts.values())), max(1, room.characters // (4 * len(sizes)))
+    return {round: Room(count, max(least, room.characters * count // in_all)) for round, count in counts.items()}
+
+
+def _asked(folder: Path) -> list[Path]:
+    """The parts that hold a round's rows: its prompts, or pairs that came as they are."""
+    return published_files(folder / "prompts") or published_files(folder / "pairs")
 
 
 def _num_rows(files: Iterable[Path]) -> int:
@@ -135,9 +148,9 @@ def _text_bytes(file: Path) -> int:
 # ---- held-out prompts -----------------------------------------------------------------------------------------------
 
 
-def _add_held_out(prompts: dict[str, Prompt], files: Sequence[Path], folders: Mapping[int, Path], room: Room) -> int:
+def _add_held_out(prompts: dict[str, Prompt], files: Sequence[Path], folders: Mapping[int, Path], count: int) -> int:
     """Held-out prompts with a column a policy; how many were added."""
-    asked = rows(files, columns=_OF_PROMPTS)[: room.rows]
+    asked = rows(files, columns=_OF_PROMPTS)[:count]
     for row in asked:
         prompts[row["prompt_id"]] = _prompt(row)
     for round, folder in folders.items():
@@ -155,8 +168,8 @@ def _add_held_out(prompts: dict[str, Prompt], files: Sequence[Path], folders: Ma
 _OF_PROMPTS = ("prompt_id", "prompt", "conversation", "answer")
 
 
-def _add_round(prompts: dict[str, Prompt], round: int, folder: Path, room: Room) -> tuple[int, int]:
-    """A round's prompts with their candidates; how many were added, of how many."""
+def _add_round(prompts: dict[str, Prompt], round: int, folder: Path, room: Room) -> int:
+    """A round's prompts with their candidates; how many were added."""
     files = published_files(folder / "prompts")
     if not files:
         return _add_ready_pairs(prompts, round, folder, room)
@@ -182,22 +195,24 @@ def _add_round(prompts: dict[str, Prompt], round: int, folder: Path, room: Room)
         margin = _short(widest["margin"]) if widest else None
         column = Column(f"round {round}", f"round {round}", fate.get("fate", ""), detail, margin, found)
         prompts.setdefault(key, _prompt(row)).columns.append(column)
-    return len(asked), _num_rows(files)
+    return len(asked)
 
 
-def _add_ready_pairs(prompts: dict[str, Prompt], round: int, folder: Path, room: Room) -> tuple[int, int]:
-    """Pairs that came as they are, each a row; how many were added, of how many."""
+def _add_ready_pairs(prompts: dict[str, Prompt], round: int, folder: Path, room: Room) -> int:
+    """Pairs that came as they are, each a row; how many were added."""
     files = published_files(folder / "pairs")
     names, count = _leading(files, [folder / "pairs"], room)
-    sides = [f"{mark}{what}" for mark in ("chosen", "rejected") for what in ("", "_token_ids", "_rewards")]
-    columns = ("pair_id", "prompt", "margin", "score_chosen", "score_rejected", *sides)
+    sides = ("chosen", "chosen_rewards", "score_chosen", "rejected", "rejected_rewards", "score_rejected")
+    columns = {name: pc.field(name) for name in ("pair_id", "prompt", "margin", *sides)}
+    for mark in ("chosen", "rejected"):
+        columns[f"{mark}_tokens"] = pc.list_value_length(pc.field(f"{mark}_token_ids"))
     found = _part_rows(folder / "pairs", names, columns)[:count]
     for row in found:
         answers = [
             _answer(
                 {
                     "response": row[mark],
-                    "response_token_ids": row[f"{mark}_token_ids"],
+                    "num_tokens": row[f"{mark}_tokens"],
                     "finish_reason": "stop",
                     "reward": row[f"score_{mark}"],
                     "rewards": row[f"{mark}_rewards"],
@@ -210,10 +225,12 @@ def _add_ready_pairs(prompts: dict[str, Prompt], round: int, folder: Path, room:
         where = f"round {round}"
         prompt.columns.append(Column(where, where, "paired", "a pair as it came", _short(row["margin"]), answers))
         prompts[f"{round} {row['pair_id']}"] = prompt
-    return len(found), _num_rows(files)
+    return len(found)
 
 
-def _part_rows(stage: Path, names: Sequence[str] | None, columns: Iterable[str]) -> list[dict[str, Any]]:
+def _part_rows(
+    stage: Path, names: Sequence[str] | None, columns: Iterable[str] | Mapping[str, pc.Expression]
+) -> list[dict[str, Any]]:
     """Rows of a stage's parts of these names; of all of them for None."""
     files = [file for file in published_files(stage) if names is None or file.name in names]
     return rows(files, columns=columns)
@@ -224,7 +241,8 @@ def _answers(folder: Path, names: Sequence[str] | None) -> dict[str, list[dict[s
     scored = {
         row["response_id"]: row for row in _part_rows(folder / "scored", names, ("response_id", "reward", "rewards"))
     }
-    columns = ("response_id", "prompt_id", "response", "response_token_ids", "finish_reason")
+    columns = {name: pc.field(name) for name in ("response_id", "prompt_id", "response", "finish_reason")}
+    columns["num_tokens"] = pc.list_value_length(pc.field("response_token_ids"))
     found = defaultdict(list)
     for row in _part_rows(folder / "candidates", names, columns):
         found[row["prompt_id"]].append(row | scored.get(row["response_id"], {"reward": None, "rewards": []}))
@@ -249,7 +267,7 @@ def _answer(row: Mapping[str, Any], mark: str) -> Answer:
         cut(row["response"], _ANSWER_CHARS),
         _short(row["reward"]),
         mark,
-        len(row["response_token_ids"]),
+        row["num_tokens"],
         row["finish_reason"],
         [(reward["name"], _short(reward["value"]), reward["role"]) for reward in row["rewards"] or []],
     )
