@@ -9,6 +9,7 @@ import many_rows
 import pytest
 import written_run
 
+from pipeline.compare import show_comparison
 from pipeline.page.rows import ROUND_ROOM
 from pipeline.reading import published_files, round_folders, rows
 from pipeline.report import round_reports, show_page, write_reports
@@ -179,3 +180,12 @@ def test_the_page_after_a_round_says_what_it_left_out(open_page, many):
     told = open_page(many).inner_text("#rows")
     assert f"{ROUND_ROOM.rows:,} of {3 + 8 + NUM_MANY:,} rows are in this page" in told and "prefloop report" in told
     assert len(round_reports(run)) == 3
+
+
+def test_a_comparison_shows_the_answers_side_by_side(open_page, run, tmp_path):
+    other = written_run.write_run(tmp_path, "update.beta=0.5")
+    show_comparison([run, other], tmp_path / "compare.html")
+    page = open_page(tmp_path / "compare.html", width=390)
+    assert status(page) == "3 of 3 rows"
+    assert page.locator(".column h4").count() == 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
