@@ -78,6 +78,7 @@ class Browser {
     ].map(find);
     rows.wheres.forEach((name, code) => this.where.append(new Option(visible(name), code)));
     rows.fates.forEach((name, code) => name && this.fate.append(new Option(visible(name), code)));
+    this.where.closest("label").hidden = rows.wheres.length < 2;
     this.fate.closest("label").hidden = rows.fates.length < 2;
     const fill = (option, row) => {
       const title = element("bdi", "", rows.title(row) || "(empty)");
