@@ -137,6 +137,7 @@ class Browser {
     const trace = element("p", "kicker", element("code", "", `${this.root.dataset.trace} `, element("span", "id", id)));
     this.detail.replaceChildren(...said.map(([role, text]) => saidBy(role, text)));
     if (truth !== null) this.detail.append(saidBy("ground truth", truth));
+    if (columns.length > 2) this.detail.append(element("p", "kicker", `${columns.length} side by side`));
     this.detail.append(side);
     if (this.root.dataset.trace) this.detail.append(trace);
     this.detail.scrollTop = 0;
