@@ -3,6 +3,7 @@
 # make test-slow  the slow tier
 # make test-all   both
 # make test-faults  kill everything at every time, and print what became of it
+# make test-browser  the report page in a headless Chromium; install one first: apt-get install chromium
 # make check      format, lint, types, import rules
 # make bench-round    what a round costs, side by side; a JSON line a case
 # make bench-pairing  how fast answers become pairs, likewise
@@ -26,7 +27,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: help run test test-slow test-all test-faults check bench-round bench-pairing bench-update reproduce format install clean-env
+.PHONY: help run test test-slow test-all test-faults test-browser check bench-round bench-pairing bench-update reproduce format install clean-env
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -45,6 +46,10 @@ test-all: $(READY)
 
 test-faults: $(READY)
 	@$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+
+test-browser: $(READY)
+	@$(PIP) $(PINNED) --editable ".[browser]"
+	@$(BIN)/python -m pytest -rs tests/browser $(ARGS)
 
 check: $(READY)
 	@$(BIN)/ruff format --check .

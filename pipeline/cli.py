@@ -170,6 +170,23 @@ def report_command(run: Path, out: Path | None) -> None:
     _answer_for(lambda: show_page(run, out))
 
 
+@main.command("compare")
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("compare.html"),
+    show_default=True,
+    metavar="FILE",
+    help="the page",
+)
+def compare_command(runs: tuple[Path, ...], out: Path) -> None:
+    """Set the runs in some folders side by side: their configs' differences, figures, curves and answers."""
+    from pipeline.compare import show_comparison
+
+    _answer_for(lambda: show_comparison(runs, out))
+
+
 @main.command("clean")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="in the place of the config's run.keep")

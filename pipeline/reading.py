@@ -81,17 +81,24 @@ def published_files(stage: Path) -> list[Path]:
 
 
 def rows(
-    files: Sequence[Path], *, where: ds.Expression | None = None, columns: Iterable[str] | None = None
+    files: Sequence[Path],
+    *,
+    where: ds.Expression | None = None,
+    columns: Iterable[str] | Mapping[str, ds.Expression] | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of some parts that `where` lets through, in order.
+
+    Args:
+        columns: by name, or what to make of them under new names.
 
     Raises:
         InputError: if a part cannot be read, or has no such column.
     """
     if not files:
         return []
+    wanted = dict(columns) if isinstance(columns, Mapping) else list(columns) if columns else None
     try:
-        table = ds.dataset(list(map(str, files))).to_table(filter=where, columns=list(columns) if columns else None)
+        table = ds.dataset(list(map(str, files))).to_table(filter=where, columns=wanted)
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             str(files[0].parent),

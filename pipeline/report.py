@@ -17,6 +17,7 @@ from pipeline.console import Console, duration, share
 from pipeline.figures import others
 from pipeline.files import read_json, write_json, write_text
 from pipeline.page.render import page
+from pipeline.page.rows import ROUND_ROOM
 from stages.errors import StageError
 
 
@@ -25,7 +26,7 @@ def write_reports(folder: Path) -> None:
     rounds = round_reports(folder)
     write_json(folder / "report.json", {"run": folder.name, "rounds": rounds})
     write_text(folder / "report.txt", _text(folder, rounds))
-    write_text(folder / "report.html", page(folder, rounds))
+    write_text(folder / "report.html", page(folder, rounds, room=ROUND_ROOM))
     steps = [folder / f"round-{report['round']:04d}" / "metrics.jsonl" for report in rounds]
     write_text(folder / "metrics.jsonl", "".join(f.read_text(encoding="utf-8") for f in steps if f.exists()))
 

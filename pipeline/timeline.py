@@ -7,7 +7,7 @@ new weights took to sample. The workers' clocks are taken to agree, as on one ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from cluster.timing import Timed
@@ -16,20 +16,9 @@ from pipeline.jobs.engine_logps import Divergence, EngineGap
 from pipeline.jobs.inputs import AllPrompts, DrawPrompts, PreparePairs, PreparePrompts, PrepareTexts
 from pipeline.jobs.probes import ScoreProbe, TakeWeights
 from pipeline.jobs.training import ScoreCandidates, ScoreRows, ScoreTexts, UpdatePolicy
-
-_BETWEEN = ("publish", "swap", "other")
-"""Work between stages, during which no stage works."""
+from pipeline.spans import Span, idle_share
 
 _JOINED_S = 0.01  # jobs of a stage that follow each other within this time are one span in a report
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stage at work, in seconds since 1970 or since its round began."""
-
-    stage: str
-    start_s: float
-    end_s: float
 
 
 class Timeline:
@@ -77,16 +66,6 @@ class Timeline:
         if number in self._stepped and number in self._answered:
             found["first_answers_s"] = self._answered[number] - self._stepped[number]
         return found
-
-
-def idle_share(spans: Sequence[Span], seconds: float) -> float:
-    """The share of a time in which no stage works; the spans are in seconds since its start."""
-    worked = until = 0.0
-    for span in sorted(spans, key=lambda found: found.start_s):
-        if span.stage not in _BETWEEN:
-            worked += max(0.0, span.end_s - max(until, span.start_s))
-            until = max(until, span.end_s)
-    return 1 - worked / seconds if seconds > 0 else 0.0
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:

@@ -140,6 +140,16 @@ def nice_ticks(low: float, high: float, wanted: int) -> list[float]:
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
+def table(chart: Chart) -> tuple[list[str], list[list[str]]]:
+    """A chart's figures as a table: its columns' names, and a row of texts for each place."""
+    rows = []
+    for index, at in enumerate(chart.x):
+        cells = [(series.values[index], series.errors[index] if series.errors else None) for series in chart.series]
+        told = ["" if value is None else _with_error(value, error, chart.percent) for value, error in cells]
+        rows.append([f"{at:,.0f}", *told])
+    return [chart.x_label.partition(" (")[0], *[series.name for series in chart.series]], rows
+
+
 def number(value: float) -> str:
     """A figure with as many digits as a reader wants: ``3.84``, ``0.0123``, ``12,300``."""
     if value == 0 or 0.1 <= abs(value) < 1000:
@@ -159,6 +169,10 @@ def _marks(places: Sequence[tuple[float, str]]) -> list[Tick]:
 
 def _shown(value: float, percent: bool) -> str:
     return f"{100 * value:.1f}%" if percent else number(value)
+
+
+def _with_error(value: float, error: float | None, percent: bool) -> str:
+    return _shown(value, percent) + (f" ± {_shown(error, percent)}" if error else "")
 
 
 def _y_ticks(chart: Chart) -> list[float]:
@@ -240,7 +254,7 @@ def _columns(chart: Chart, places: Sequence[float]) -> list[Column]:
         for series in chart.series:
             if (found := series.values[index]) is not None:
                 error = series.errors[index] if series.errors else None
-                told.append(f"{series.name} {_shown(found, chart.percent)}" + (f" ± {number(error)}" if error else ""))
+                told.append(f"{series.name} {_with_error(found, error, chart.percent)}")
         columns.append(Column(round(edges[index], 1), round(edges[index + 1] - edges[index], 1), "\n".join(told)))
     return columns
 

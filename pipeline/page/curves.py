@@ -1,4 +1,4 @@
-"""Which curves the page shows, and what each says in plain words: by round from reports, by step from metrics."""
+"""The curves over optimizer steps, from their metrics, and what each says in plain words."""
 
 from __future__ import annotations
 
@@ -13,65 +13,11 @@ from pipeline.page.charts import Chart, Series
 from pipeline.reading import round_settings
 from stages.errors import InputError
 
-_HOLDOUT_UNIT = "mean over held-out prompts; a reward that training never sees"
 _NO_PREFERENCE = (math.log(2), "ln 2: no preference")
 _MAX_POINTS = 160  # a curve; more steps are averaged in groups
 
 Report = Mapping[str, Any]
 Step = dict[str, float | None]
-
-
-# ---- by round -------------------------------------------------------------------------------------------------------
-
-
-def round_curves(reports: Sequence[Report]) -> list[Chart]:
-    """How good the policy was after each round, on held-out prompts; none where nothing was evaluated."""
-    evaluated = [report for report in reports if report.get("evaluate")]
-    figures = [report["evaluate"] for report in evaluated]
-    holdout = sorted({name for found in figures for name in found.get("holdout", {})})
-    x = [float(report["round"]) for report in evaluated]
-
-    def values(name: str) -> list[float | None]:
-        return [finite(found.get(name)) for found in figures]
-
-    def curve(title: str, unit: str, series: Series, **more: Any) -> Chart:
-        return Chart(title, unit, x, "round (0: before the first)", [series], **more)
-
-    charts = [
-        curve(
-            "Reward",
-            "mean over held-out prompts; bars: ± 1 standard error",
-            Series("reward", values("reward"), values("reward_se")),
-        ),
-        curve(
-            "Win rate",
-            "share of held-out prompts answered with a higher reward than the first policy's, ties half",
-            Series("win rate", values("win_rate")),
-            baseline=(0.5, "no better"),
-            percent=True,
-        ),
-        *[curve(name, _HOLDOUT_UNIT, Series(name, [_holdout(found, name) for found in figures])) for name in holdout],
-        curve(
-            "Distance from the first policy",
-            "KL divergence, nats an answer",
-            Series("kl", values("kl")),
-            note="How far the policy has moved. A reward that rises only as this grows fast may be gamed.",
-        ),
-        curve(
-            "Given texts",
-            "mean negative log-likelihood, nats a token",
-            Series("texts_nll", values("texts_nll")),
-            note="How well the policy still explains texts that it did not write; a rise means that it forgets them.",
-        ),
-    ]
-    return [chart for chart in charts if not chart.is_empty()]
-
-
-def _holdout(figures: Report, name: str) -> float | None:
-    return finite(figures.get("holdout", {}).get(name))
-
-
-# ---- by step --------------------------------------------------------------------------------------------------------
 
 
 def read_steps(file: Path) -> list[Step]:
@@ -214,3 +160,28 @@ def _about_the_gate(steps: Mapping[int, Sequence[Step]], settings: Mapping[str, 
         "than the reference does, and learns from the chosen answer alone. Near 0% the update works by the chosen "
         "answers; a share that stays high says that rejected answers rise along with them." + here
     )
+
+
+def about_falling(steps: Mapping[int, Sequence[Step]]) -> str:
+    """Whether falling log-ratios are a bug, asked by everybody who sees them first; empty where there are none."""
+    ends = [(end["log_ratios/chosen"], end["log_ratios/rejected"]) for end in _ends(steps)]
+    known = [(chosen, rejected) for chosen, rejected in ends if chosen is not None and rejected is not None]
+    if not known:
+        return ""
+    told = (
+        "Is it a bug when these fall? Not by itself. An update widens the distance between chosen and rejected "
+        "answers, and both may fall while it does: what they lose goes to answers that are in no pair. (DPO's rewards "
+        "are these log-ratios times beta.) Look twice where the chosen ones fall and the reward on held-out prompts "
+        "does not rise, or where given texts become less likely. "
+    )
+    fell = sum(chosen < 0 for chosen, _ in known)
+    apart = sum(chosen > rejected for chosen, rejected in known)
+    here = "Here the chosen answers ended below their reference in"
+    return told + f"{here} {fell} of {len(known)} rounds, and above the rejected ones in {apart}."
+
+
+def _ends(steps: Mapping[int, Sequence[Step]]) -> list[Step]:
+    """Each round's last step that has log-ratios."""
+    sides = ("log_ratios/chosen", "log_ratios/rejected")
+    with_both = [[step for step in found if all(side in step for side in sides)] for found in steps.values()]
+    return [found[-1] for found in with_both if found]

@@ -1,8 +1,7 @@
 """A run's page: everything gathered from its folder, and put into the template.
 
-The texts on it were sampled by a model and may be anything. Every value that enters the template is first made visible
-(`pipeline.texts.visible`) and then escaped, both in one place, and the page's own policy forbids scripts and every
-request to elsewhere. The same folder always gives the same page.
+The texts on it were sampled by a model and may be anything; `pipeline.page.templating` and `pipeline.page.packed` see
+to it that they stay texts. The same folder always gives the same page.
 """
 
 from __future__ import annotations
@@ -13,25 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import read_json
-from pipeline.page import charts, summary
-from pipeline.page.curves import read_steps, round_curves, step_curves
+from pipeline.page import spreads, summary
+from pipeline.page.curves import about_falling, read_steps, step_curves
+from pipeline.page.decisions import decisions
+from pipeline.page.evaluated import round_curves
 from pipeline.page.examples import examples
+from pipeline.page.packed import pack
+from pipeline.page.rates import rate_curves
+from pipeline.page.rows import PAGE_ROOM, Room, browser_rows
+from pipeline.page.templating import filled
 from pipeline.page.timelines import LABEL, LANE, WIDTH, timelines
 from pipeline.reading import num_rounds, round_folders, run_settings
-from pipeline.texts import visible
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
-def page(folder: Path, reports: Sequence[Mapping[str, Any]]) -> str:
+def page(folder: Path, reports: Sequence[Mapping[str, Any]], *, room: Room = PAGE_ROOM) -> str:
     """The page of the run in `folder`, whose rounds' reports are `reports`, as HTML.
+
+    Args:
+        room: how many rows its browser may hold.
 
     Raises:
         InputError: if the folder holds no run, or a file of it cannot be read.
     """
-    import jinja2
-    from markupsafe import Markup
-
     folders, settings = round_folders(folder), run_settings(folder)
     settled = [report["round"] for report in reports if report["round"]]
     asked = num_rounds(folder, settings)
@@ -39,30 +41,31 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]]) -> str:
     result = read_json(final) if final.exists() else None
     lineage = read_json(folder / "run.json")["rounds"] if (folder / "run.json").exists() else []
     steps = {round: read_steps(folders[round] / "metrics.jsonl") for round in settled}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
-    )
-    environment.filters |= {"number": charts.number, "draw": charts.draw}
-    edges = ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")
-    environment.globals |= {edge.lower(): getattr(charts, edge) for edge in edges}
-    return environment.get_template("page.html.jinja").render(
+    rows = browser_rows(folder, {report["round"]: folders[report["round"]] for report in reports}, room)
+    command_folder = _as_configured(folder, settings)
+    return filled(
+        "page.html.jinja",
         name=settings.get("run", {}).get("name", folder.name),
-        command_folder=_as_configured(folder, settings),
+        command_folder=command_folder,
         facts=summary.facts(settings, len(settled), asked),
         headline=summary.headline(reports, result["round"] if result else None),
         warnings=summary.warnings(reports),
         unfinished=_unfinished(asked, len(settled)),
         rounds=summary.round_table(reports),
-        round_charts=round_curves(reports),
+        round_charts=round_curves(reports, folders),
         step_charts=step_curves(steps, settings),
+        about_falling=about_falling(steps),
+        decisions=decisions(reports),
         timelines=timelines(reports),
+        rate_charts=rate_curves(reports, steps),
         lane=(WIDTH, LANE, LABEL),
         fates=summary.fates(reports),
+        spreads=spreads.spreads(rows.prompts),
+        spread_lane=(spreads.WIDTH, spreads.LANE, spreads.LABEL),
+        rows=rows,
+        packed=pack(rows.prompts),
+        whole_page=room == PAGE_ROOM,
+        trace=f"prefloop trace {command_folder}",
         examples=examples({round: folders[round] for round in settled}),
         lineage=lineage,
         result=result,

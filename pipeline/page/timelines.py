@@ -1,4 +1,4 @@
-"""When which stage of a round worked, as a drawing: a lane a stage, on one scale for all rounds."""
+"""When which stage of a round worked and when none did, as a drawing: a lane a stage, one scale for all rounds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 from pipeline import figures
 from pipeline.console import share
+from pipeline.spans import Span, idle_stretches
 
 WIDTH, LANE, LABEL, END = 900, 22, 90, 60  # of the drawing, in its own units; END: room for the last number
+_STAGES = ("prompts", "sample", "score", "pair", "reference", "update", "publish", "swap", "evaluate", "other")
+_MIN_IDLE = 0.01  # of a round; shorter stretches are not drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +26,11 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A stage of a round, with its bars."""
+    """A stage of a round, or its idling, with its bars."""
 
     stage: str
     bars: list[Bar]
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +52,27 @@ def timelines(reports: Sequence[Mapping[str, Any]]) -> list[RoundLine]:
 
 
 def _line(report: Mapping[str, Any], scale: float) -> RoundLine:
-    lanes: dict[str, list[Bar]] = {}
+    def bar(what: str, start: float, end: float) -> Bar:
+        return Bar(LABEL + scale * start, max(1.0, scale * (end - start)), f"{what} {start:.1f} to {end:.1f} s")
+
+    lanes: dict[str, list[Bar]] = {stage: [] for stage in _STAGES}
     for span in report["timeline"]:
-        start, end = span["start_s"], span["end_s"]
-        bar = Bar(LABEL + scale * start, max(1.0, scale * (end - start)), f"{span['stage']} {start:.1f} to {end:.1f} s")
-        lanes.setdefault(span["stage"], []).append(bar)
-    drawn = [Lane(stage, bars) for stage, bars in lanes.items()]
+        lanes.setdefault(span["stage"], []).append(bar(span["stage"], span["start_s"], span["end_s"]))
+    drawn = [Lane(stage, bars) for stage, bars in lanes.items() if bars]
+    if stretches := [(a, b) for a, b in _idle(report) if b - a >= _MIN_IDLE * report["seconds"]]:
+        drawn.append(Lane("idle", [bar("idle", *stretch) for stretch in stretches], idle=True))
     return RoundLine(report["round"], _told(report), drawn, LABEL + scale * report["seconds"], report["seconds"])
+
+
+def _idle(report: Mapping[str, Any]) -> list[tuple[float, float]]:
+    return idle_stretches([Span(**span) for span in report["timeline"]], report["seconds"])
 
 
 def _told(report: Mapping[str, Any]) -> str:
     told = f"{report['seconds']:.1f} s; no stage worked in {share(report['idle_share'], 1)} of them"
+    if stretches := _idle(report):
+        start, end = max(stretches, key=lambda stretch: stretch[1] - stretch[0])
+        told += f", {end - start:.1f} s of it at once from {start:.1f} s on"
     if "first_answers_s" in report:
         told += f"; first answers by the new weights {report['first_answers_s']:.2f} s after the last optimizer step"
     if syncs := figures.engine_sync(report.get("engine_sync") or []).strip():

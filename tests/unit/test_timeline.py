@@ -11,7 +11,8 @@ from pipeline.artifacts import StageFolder
 from pipeline.jobs.answers import SampleShard
 from pipeline.jobs.probes import ProbeFolder, TakeWeights
 from pipeline.jobs.training import UpdatePolicy
-from pipeline.timeline import Span, Timeline, idle_share
+from pipeline.spans import Span, idle_share
+from pipeline.timeline import Timeline
 from stages.contracts import CANDIDATES, PAIRS, PROMPTS
 from stages.protocols import Weights
 from stages.sample.config import SampleConfig

@@ -34,3 +34,11 @@ def test_what_was_measured_is_told():
 
 def test_reports_of_older_runs_have_none():
     assert timelines([{"round": 0}, {"round": 1, "seconds": 3.0}]) == []
+
+
+def test_idle_stretches_have_a_lane_and_the_longest_is_told():
+    (line,) = timelines([report(1, 40.0, ("sample", 1.0, 10.0), ("publish", 10.0, 12.0), ("evaluate", 30.0, 39.9))])
+    idle = line.lanes[-1]
+    assert idle.idle and idle.stage == "idle" and not any(lane.idle for lane in line.lanes[:-1])
+    assert [bar.text for bar in idle.bars] == ["idle 0.0 to 1.0 s", "idle 10.0 to 30.0 s"], "slivers are left out"
+    assert "20.0 s of it at once from 10.0 s on" in line.told
