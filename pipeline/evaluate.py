@@ -7,7 +7,6 @@ falls out of the difference. Intervals are the normal approximation's, at 95%: e
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
@@ -25,25 +24,32 @@ class Judged:
 
     Attributes:
         main: the sum of the main rewards.
-        others: by role and name, ``holdout`` and ``auxiliary``.
+        others: by role and name, ``holdout`` and ``auxiliary``; one that gave no value at all is there, and empty.
+        answered: the prompts with an answer, whether it got a value or not.
     """
 
     main: Mapping[str, float]
     others: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    answered: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, tables: Iterable[pa.Table]) -> Judged:
-        """From tables of `SCORED`, one answer a prompt."""
+    def of(cls, tables: Iterable[pa.Table], names: Mapping[str, Sequence[str]]) -> Judged:
+        """From tables of `SCORED`, one answer a prompt.
+
+        Args:
+            names: of the rewards of each role but ``main``, as the config has them, and in its order.
+        """
         main: dict[str, float] = {}
-        others: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-        for table in tables:
-            for row in table.to_pylist():
-                if row["reward"] is not None:
-                    main[row["prompt_id"]] = row["reward"]
-                for reward in row["rewards"]:
-                    if reward["value"] is not None:
-                        others[reward["role"]][reward["name"]][row["prompt_id"]] = reward["value"]
-        return cls(main, others)
+        others: dict[str, dict[str, dict[str, float]]] = {role: {name: {} for name in names[role]} for role in names}
+        answered = set()
+        for row in (row for table in tables for row in table.to_pylist()):
+            answered.add(row["prompt_id"])
+            if row["reward"] is not None:
+                main[row["prompt_id"]] = row["reward"]
+            for reward in row["rewards"]:
+                if reward["name"] in (named := others.get(reward["role"], {})) and reward["value"] is not None:
+                    named[reward["name"]][row["prompt_id"]] = reward["value"]
+        return cls(main, others, frozenset(answered))
 
 
 def evaluation_figures(mine: Judged, first: Judged) -> dict[str, Any]:
@@ -51,7 +57,8 @@ def evaluation_figures(mine: Judged, first: Judged) -> dict[str, Any]:
 
     Returns:
         ``reward``: mean over the scored answers; ``reward_se``: its standard error; ``win_rate``: see `comparison`;
-        ``holdout`` and ``auxiliary``: mean by name of each reward of that role; ``num_prompts``: answers scored.
+        ``holdout`` and ``auxiliary``: mean by name of each reward of that role, None of one without a value;
+        ``num_prompts``: answers scored.
     """
     reward = mean_with_error(list(mine.main.values()))
     return {
@@ -67,14 +74,20 @@ def evaluation_figures(mine: Judged, first: Judged) -> dict[str, Any]:
     }
 
 
-def comparison(mine: Judged, other: Judged) -> dict[str, Any]:
-    """How a policy stands against another one, over the prompts that both answered.
+def comparison(mine: Judged, other: Judged, *, max_error_share: float) -> dict[str, Any]:
+    """How a policy stands against another one, over the prompts on which both have a value.
+
+    Args:
+        max_error_share: of the prompts that either answered, the share that a reward of role holdout may lack.
 
     Returns:
         ``reward`` and, by name, ``holdout``: the mean difference, mine less the other's; ``win_rate``: the share of
-        prompts with the higher reward, ties half; each as `mean_with_error` says.
+        prompts with the higher reward, ties half; each as `mean_with_error` says. ``least_holdout``: the prompts that
+        a difference under ``holdout`` must at least be of.
     """
+    num_answered = len(mine.answered | other.answered)
     return {
+        "least_holdout": num_answered - math.floor(max_error_share * num_answered + 1e-9),
         "reward": _difference(mine.main, other.main),
         "win_rate": _win_rate(mine, other),
         "holdout": {

@@ -2,7 +2,8 @@
 
 In go figures of evaluations, out comes a verdict; nothing is sampled, read or written here. A result is promoted if it
 keeps every limit of the config's section ``gate``; each limit is one `Check`, so that a report can show all of them.
-What cannot be told (no evaluation of that kind, no prompt in common) fails no check; what is not a number fails.
+What no evaluation tells fails no check. What is not a number fails, and so does a reward of role holdout that lacks
+more values than ``score.max_error_share`` allows.
 """
 
 from __future__ import annotations
@@ -102,7 +103,11 @@ def _reward(name: str, limit: float, figures: Figures, first: Figures) -> Iterat
 def _holdout(name: str, limit: float, figures: Figures, first: Figures) -> Iterator[Check]:
     for rival, against in figures.get("against", {}).items():
         for reward, found in against["holdout"].items():
-            yield from _drop(name, limit, reward, rival, found)
+            if found["num"] < against["least_holdout"]:
+                told = f"{reward} is known on {found['num']} prompts and needs {against['least_holdout']}"
+                yield Check(name, limit, math.nan, False, f"{told}, against {_RIVALS[rival]}")
+            else:
+                yield from _drop(name, limit, reward, rival, found)
 
 
 def _drop(name: str, limit: float, reward: str, rival: str, found: Mapping[str, Any]) -> Iterator[Check]:
@@ -222,16 +227,20 @@ def is_promoted(report: Mapping[str, Any]) -> bool:
 def best_round(reports: Sequence[Mapping[str, Any]]) -> int:
     """The round whose promoted result is the best so far; 0 for the first policy.
 
-    The best has the highest reward of role holdout, the first one named; without one the highest reward. Of equals it
-    is the earliest.
+    The best has the highest reward of role holdout, the first one that the config names; where it names none, the
+    highest reward. All are measured by the same one, and a round without its value is not the best. Of equals it is the
+    earliest.
 
     Args:
         reports: of the settled rounds, and of the evaluation before the first.
     """
     allowed = [report for report in reports if report.get("evaluate") and is_promoted(report)]
-    ranked = [(_measure(report["evaluate"]), -report["round"]) for report in allowed]
+    if not allowed:
+        return 0
+    measure = next(iter(allowed[0]["evaluate"].get("holdout", {})), None)
+    values = {
+        report["round"]: report["evaluate"].get("holdout", {}).get(measure) if measure else report["evaluate"]["reward"]
+        for report in allowed
+    }
+    ranked = [(value, -number) for number, value in values.items() if value is not None]
     return -max(ranked)[1] if ranked else 0
-
-
-def _measure(figures: Figures) -> float:
-    return float(next(iter(figures.get("holdout", {}).values()), figures["reward"]))

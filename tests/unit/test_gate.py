@@ -14,7 +14,7 @@ from refusals import refused
 
 from pipeline.artifacts import StageFolder
 from pipeline.config_file import load_config
-from pipeline.evaluate import Judged, comparison, form_figures, mean_with_error, repetition
+from pipeline.evaluate import Judged, comparison, evaluation_figures, form_figures, mean_with_error, repetition
 from pipeline.gate import Rivals, best_round, checks, verdict
 from pipeline.lineage import Lineage, RoundRecord
 from pipeline.policies import PolicyLine
@@ -41,19 +41,37 @@ def test_of_one_value_the_error_is_not_known_and_of_none_nothing_is():
 
 
 def judged(main, **holdout):
-    named = {name: {f"p{i}": v for i, v in enumerate(values) if v is not None} for name, values in holdout.items()}
-    return Judged({f"p{i}": v for i, v in enumerate(main) if v is not None}, {"holdout": named})
+    """A policy's answers to as many prompts as `main` has values; None is an answer without one."""
+    table = SCORED.table(
+        {
+            "response_id": f"r{i}",
+            "prompt_id": f"p{i}",
+            "round": 1,
+            "reward": value,
+            "rewards": [
+                {"name": name, "value": values[i], "role": "holdout"}
+                for name, values in holdout.items()
+                if i < len(values)
+            ],
+        }
+        for i, value in enumerate(main)
+    )
+    return Judged.of([table], {"holdout": list(holdout)})
+
+
+def compared(mine, other):
+    return comparison(mine, other, max_error_share=0.01)
 
 
 def test_policies_are_compared_prompt_by_prompt():
     easy_and_hard = [0.0, 100.0, -50.0, 7.0]
-    found = comparison(judged([v + 1 for v in easy_and_hard]), judged(easy_and_hard))
+    found = compared(judged([v + 1 for v in easy_and_hard]), judged(easy_and_hard))
     assert found["reward"] == {"num": 4, "mean": 1.0, "se": 0.0, "low": 1.0, "high": 1.0}
     assert found["win_rate"]["mean"] == 1.0
 
 
 def test_only_prompts_that_both_answered_count_and_ties_half():
-    found = comparison(judged([1.0, 5.0, 2.0, None], exact=[1, 0, None]), judged([0.0, 5.0, None, 9.0], exact=[0, 0]))
+    found = compared(judged([1.0, 5.0, 2.0, None], exact=[1, 0, None]), judged([0.0, 5.0, None, 9.0], exact=[0, 0]))
     assert (found["reward"]["num"], found["reward"]["mean"]) == (2, 0.5)
     assert found["win_rate"]["mean"] == 0.75
     assert (found["holdout"]["exact"]["num"], found["holdout"]["exact"]["mean"]) == (2, 0.5)
@@ -62,7 +80,7 @@ def test_only_prompts_that_both_answered_count_and_ties_half():
 @given(st.lists(st.tuples(*[st.floats(-100, 100)] * 2), min_size=2, max_size=30))
 def test_turned_round_a_comparison_tells_the_opposite(pairs):
     ours, theirs = (judged(list(side)) for side in zip(*pairs, strict=True))
-    one, other = comparison(ours, theirs), comparison(theirs, ours)
+    one, other = compared(ours, theirs), compared(theirs, ours)
     assert one["reward"]["mean"] == pytest.approx(-other["reward"]["mean"])
     assert one["reward"]["se"] == pytest.approx(other["reward"]["se"])
     assert one["win_rate"]["mean"] + other["win_rate"]["mean"] == pytest.approx(1)
@@ -99,7 +117,12 @@ def difference(mean, se=0.1):
 
 
 def figures(*, reward=0.5, exact=0.1, rate=0.6, rivals=("first", "before"), **more):
-    one = {"reward": difference(reward), "win_rate": difference(rate, 0.02), "holdout": {"exact": difference(exact)}}
+    one = {
+        "reward": difference(reward),
+        "win_rate": difference(rate, 0.02),
+        "holdout": {"exact": difference(exact)},
+        "least_holdout": 99,
+    }
     return FIRST | {"kl": 1.0, "against": {rival: one for rival in rivals}} | more
 
 
@@ -180,6 +203,41 @@ def test_a_slow_decline_is_seen_against_the_first_policy():
     assert "against the first policy" in judge(found).reason
 
 
+ANSWERED = 64
+
+
+def told_apart(mine, first):
+    """The figures of a policy against the first one, each as `judged`."""
+    return FIRST | {"kl": 1.0} | evaluation_figures(mine, first) | {"against": {"first": compared(mine, first)}}
+
+
+@pytest.mark.parametrize("known", [0, 10, 63])
+def test_a_reward_that_training_never_sees_and_that_is_gone_fails_its_check(known):
+    first = judged([0.0] * ANSWERED, exact=[0.5] * ANSWERED)
+    gone = judged([1.0] * ANSWERED, exact=[1.0] * known + [None] * (ANSWERED - known))
+    found = judge(told_apart(gone, first))
+    assert found.decision == "hold"
+    assert f"exact is known on {known} prompts and needs 64, against the first policy" in found.reason
+    (check,) = [check for check in found.checks if not check.kept]
+    assert check.name == "max_holdout_drop" and found.figures()["checks"]
+    whole = judged([1.0] * ANSWERED, exact=[1.0] * ANSWERED)
+    assert judge(told_apart(whole, first)).decision == "promote"
+    assert judge(told_apart(gone, first), max_holdout_drop=None).decision == "promote"
+
+
+def test_as_many_values_may_be_missing_as_the_share_of_errors_allows():
+    first = judged([0.0] * 200, exact=[0.5] * 200)
+    for missing, decision in ((2, "promote"), (3, "hold")):
+        mine = judged([1.0] * 200, exact=[None] * missing + [0.5] * (200 - missing))
+        assert judge(told_apart(mine, first)).decision == decision
+
+
+def test_rewards_are_named_in_the_configs_order_and_those_without_a_value_too():
+    mine = judged([1.0] * 2, late=[None, None], early=[0.5, None])
+    assert evaluation_figures(mine, mine)["holdout"] == {"late": None, "early": 0.5}
+    assert list(compared(mine, mine)["holdout"]) == ["late", "early"]
+
+
 def test_checks_are_those_whose_limits_are_set():
     assert {check.name for check in checks(GateConfig(max_kl=None), figures(), FIRST)} == set(BROKEN) - {"max_kl"}
 
@@ -195,6 +253,13 @@ def test_the_best_is_by_the_reward_that_training_never_sees():
     assert best_round([report(0, 1.0), report(1, 2.0), report(2, 9.0, "hold")]) == 1
     assert best_round([report(0, 2.0), report(1, 2.0)]) == 0
     assert best_round([]) == 0
+
+
+def test_the_best_is_by_one_measure_alone():
+    unknown = [report(0, 0.0, exact=0.5), report(1, 0.2, exact=0.9), report(2, 1.0, exact=None)]
+    assert best_round(unknown) == 1
+    assert best_round([report(0, 0.0, exact=None, other=0.1), report(1, 1.0, exact=None, other=0.9)]) == 0
+    assert best_round([report(0, 0.0, exact=0.5, other=0.1), report(1, 1.0, other=0.9, exact=0.4)]) == 0
 
 
 def test_a_run_ends_after_a_result_that_failed_if_it_is_to_and_held_results_are_nobodys_best():
