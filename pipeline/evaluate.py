@@ -1,7 +1,7 @@
 """What an evaluation says of a policy: its rewards, its answers' form, and how it stands against other policies.
 
 Every policy answers the same prompts, so that two are compared prompt by prompt: what is easy or hard about a prompt
-falls out of the difference. Intervals are the normal approximation's, at 95%: exact enough from some thirty prompts on.
+falls out of the difference. Intervals are Student's t, at 95%.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline import student_t
+
 NGRAM = 4  # tokens behind one unit of repetition
-Z95 = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,8 @@ def mean_with_error(values: Sequence[float]) -> dict[str, Any]:
     if num == 1:
         return {"num": 1, "mean": mean, "se": None, "low": None, "high": None}
     se = math.sqrt(sum((value - mean) ** 2 for value in values) / (num - 1) / num)
-    return {"num": num, "mean": mean, "se": se, "low": mean - Z95 * se, "high": mean + Z95 * se}
+    reach = student_t.quantile(0.025, df=num - 1) * se
+    return {"num": num, "mean": mean, "se": se, "low": mean - reach, "high": mean + reach}
 
 
 def _difference(mine: Mapping[str, float], other: Mapping[str, float]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from policy_cases import shop_of, weights
 from refusals import refused
 
+from pipeline import student_t
 from pipeline.artifacts import StageFolder
 from pipeline.config_file import load_config
 from pipeline.evaluate import Judged, comparison, evaluation_figures, form_figures, mean_with_error, repetition
-from pipeline.gate import Rivals, best_round, checks, verdict
+from pipeline.gate import FEWEST_PROMPTS, Rivals, best_round, checks, verdict
 from pipeline.lineage import Lineage, RoundRecord
 from pipeline.policies import PolicyLine
 from pipeline.run import Run
@@ -32,7 +33,23 @@ def test_a_mean_its_error_and_its_interval_are_the_textbooks():
     assert found["mean"] == 5.0
     assert found["se"] == pytest.approx(math.sqrt(32 / 7 / 8))
     assert found["se"] == pytest.approx(statistics.stdev(values) / math.sqrt(8))
-    assert (found["low"], found["high"]) == pytest.approx((5 - 1.959964 * found["se"], 5 + 1.959964 * found["se"]))
+    assert (found["low"], found["high"]) == pytest.approx((5 - 2.364624 * found["se"], 5 + 2.364624 * found["se"]))
+
+
+@pytest.mark.parametrize(("df", "t"), [(1, 12.706205), (2, 4.302653), (7, 2.364624), (30, 2.042272), (120, 1.979930)])
+def test_quantiles_of_students_t_are_the_textbooks(df, t):
+    assert student_t.quantile(0.025, df=df) == pytest.approx(t, abs=1e-6)
+    assert student_t.upper_tail(t, df=df) == pytest.approx(0.025, rel=1e-6)
+    assert student_t.as_normal(t, df=df) == pytest.approx(1.959964, abs=1e-6)
+    assert student_t.as_normal(-t, df=df) == pytest.approx(-1.959964, abs=1e-6)
+
+
+@given(st.floats(-1e6, 1e6), st.integers(1, 10_000))
+def test_tails_of_students_t_are_those_of_two_and_of_many(t, df):
+    assert student_t.upper_tail(t, df=2) == pytest.approx(0.5 - t / (2 * math.sqrt(2 + t * t)), abs=1e-12)
+    assert student_t.upper_tail(t, df=10**7) == pytest.approx(statistics.NormalDist().cdf(-t), abs=1e-6)
+    assert abs(student_t.as_normal(t, df=df)) <= abs(t) + 1e-9
+    assert student_t.upper_tail(t, df=df) + student_t.upper_tail(-t, df=df) == pytest.approx(1)
 
 
 def test_of_one_value_the_error_is_not_known_and_of_none_nothing_is():
@@ -96,11 +113,10 @@ def test_repetition_is_the_share_of_4_grams_said_before():
 def test_the_interval_holds_the_truth_19_times_in_20():
     import random
 
-    rng, held = random.Random(0), 0
-    for _ in range(1000):
-        found = mean_with_error([rng.gauss(0.3, 2.0) for _ in range(40)])
-        held += found["low"] <= 0.3 <= found["high"]
-    assert 925 <= held <= 970
+    rng = random.Random(0)
+    for num in (3, 8, 40):
+        drawn = [mean_with_error([rng.gauss(0.3, 2.0) for _ in range(num)]) for _ in range(1000)]
+        assert 930 <= sum(found["low"] <= 0.3 <= found["high"] for found in drawn) <= 970
 
 
 def test_form_of_no_answers_is_not_known():
@@ -173,6 +189,30 @@ def test_rolling_back_to_the_policy_before_is_holding():
 
 def test_noise_fails_nothing():
     assert judge(figures(reward=-0.19, exact=-0.19, rate=0.47)).decision == "promote"
+
+
+@pytest.mark.parametrize("num", [FEWEST_PROMPTS, 16, 64])
+def test_a_policy_that_does_not_change_fails_a_fall_once_in_44_whatever_the_number_of_prompts(num):
+    import random
+
+    rng, failed, rounds = random.Random(num), 0, 4000
+    for _ in range(rounds):
+        fall = mean_with_error([rng.gauss(0, 1) for _ in range(num)])
+        against = {"reward": fall, "holdout": {}, "least_holdout": 0, "win_rate": fall}
+        found = checks(GateConfig(min_win_rate=None), {"against": {"first": against}}, FIRST)
+        failed += not all(check.kept for check in found)
+    assert 0.015 < failed / rounds < 0.031
+
+
+def test_few_prompts_are_not_judged_and_the_verdict_says_so():
+    few = judged([0.0] * (FEWEST_PROMPTS - 1), exact=[0.0] * (FEWEST_PROMPTS - 1))
+    first = judged([1.0] * (FEWEST_PROMPTS - 1), exact=[1.0] * (FEWEST_PROMPTS - 1))
+    found = judge(told_apart(few, first))
+    assert found.decision == "promote"
+    for what in ("the reward", "exact", "the win rate"):
+        assert f"{what} against the first policy is not judged on 7 prompts, 8 at least" in found.reason
+    more = judge(told_apart(judged([0.0] * FEWEST_PROMPTS), judged([1.0] * FEWEST_PROMPTS)))
+    assert more.decision == "hold" and "not judged" not in more.reason
 
 
 def test_what_is_not_known_fails_nothing_and_what_is_no_number_fails():
