@@ -1,22 +1,21 @@
 """What an evaluation says of a policy: its rewards, its answers' form, and how it stands against other policies.
 
 Every policy answers the same prompts, so that two are compared prompt by prompt: what is easy or hard about a prompt
-falls out of the difference. Intervals are the normal approximation's, at 95%: exact enough from some thirty prompts on.
+falls out of the difference. Intervals are Student's t, at 95%.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline import student_t
+
 NGRAM = 4  # tokens behind one unit of repetition
-Z95 = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +24,32 @@ class Judged:
 
     Attributes:
         main: the sum of the main rewards.
-        others: by role and name, ``holdout`` and ``auxiliary``.
+        others: by role and name, ``holdout`` and ``auxiliary``; one that gave no value at all is there, and empty.
+        answered: the prompts with an answer, whether it got a value or not.
     """
 
     main: Mapping[str, float]
     others: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    answered: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, tables: Iterable[pa.Table]) -> Judged:
-        """From tables of `SCORED`, one answer a prompt."""
+    def of(cls, tables: Iterable[pa.Table], names: Mapping[str, Sequence[str]]) -> Judged:
+        """From tables of `SCORED`, one answer a prompt.
+
+        Args:
+            names: of the rewards of each role but ``main``, as the config has them, and in its order.
+        """
         main: dict[str, float] = {}
-        others: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-        for table in tables:
-            for row in table.to_pylist():
-                if row["reward"] is not None:
-                    main[row["prompt_id"]] = row["reward"]
-                for reward in row["rewards"]:
-                    if reward["value"] is not None:
-                        others[reward["role"]][reward["name"]][row["prompt_id"]] = reward["value"]
-        return cls(main, others)
+        others: dict[str, dict[str, dict[str, float]]] = {role: {name: {} for name in names[role]} for role in names}
+        answered = set()
+        for row in (row for table in tables for row in table.to_pylist()):
+            answered.add(row["prompt_id"])
+            if row["reward"] is not None:
+                main[row["prompt_id"]] = row["reward"]
+            for reward in row["rewards"]:
+                if reward["name"] in (named := others.get(reward["role"], {})) and reward["value"] is not None:
+                    named[reward["name"]][row["prompt_id"]] = reward["value"]
+        return cls(main, others, frozenset(answered))
 
 
 def evaluation_figures(mine: Judged, first: Judged) -> dict[str, Any]:
@@ -51,7 +57,8 @@ def evaluation_figures(mine: Judged, first: Judged) -> dict[str, Any]:
 
     Returns:
         ``reward``: mean over the scored answers; ``reward_se``: its standard error; ``win_rate``: see `comparison`;
-        ``holdout`` and ``auxiliary``: mean by name of each reward of that role; ``num_prompts``: answers scored.
+        ``holdout`` and ``auxiliary``: mean by name of each reward of that role, None of one without a value;
+        ``num_prompts``: answers scored.
     """
     reward = mean_with_error(list(mine.main.values()))
     return {
@@ -67,14 +74,20 @@ def evaluation_figures(mine: Judged, first: Judged) -> dict[str, Any]:
     }
 
 
-def comparison(mine: Judged, other: Judged) -> dict[str, Any]:
-    """How a policy stands against another one, over the prompts that both answered.
+def comparison(mine: Judged, other: Judged, *, max_error_share: float) -> dict[str, Any]:
+    """How a policy stands against another one, over the prompts on which both have a value.
+
+    Args:
+        max_error_share: of the prompts that either answered, the share that a reward of role holdout may lack.
 
     Returns:
         ``reward`` and, by name, ``holdout``: the mean difference, mine less the other's; ``win_rate``: the share of
-        prompts with the higher reward, ties half; each as `mean_with_error` says.
+        prompts with the higher reward, ties half; each as `mean_with_error` says. ``least_holdout``: the prompts that
+        a difference under ``holdout`` must at least be of.
     """
+    num_answered = len(mine.answered | other.answered)
     return {
+        "least_holdout": num_answered - math.floor(max_error_share * num_answered + 1e-9),
         "reward": _difference(mine.main, other.main),
         "win_rate": _win_rate(mine, other),
         "holdout": {
@@ -96,7 +109,8 @@ def mean_with_error(values: Sequence[float]) -> dict[str, Any]:
     if num == 1:
         return {"num": 1, "mean": mean, "se": None, "low": None, "high": None}
     se = math.sqrt(sum((value - mean) ** 2 for value in values) / (num - 1) / num)
-    return {"num": num, "mean": mean, "se": se, "low": mean - Z95 * se, "high": mean + Z95 * se}
+    reach = student_t.quantile(0.025, df=num - 1) * se
+    return {"num": num, "mean": mean, "se": se, "low": mean - reach, "high": mean + reach}
 
 
 def _difference(mine: Mapping[str, float], other: Mapping[str, float]) -> dict[str, Any]:

@@ -122,7 +122,11 @@ class Evaluation:
         )
         rivals = {"first": 0, "before": before.round} if before is not None and before.round else {"first": 0}
         others = {name: StageFolder(_folder(shop, made_in) / "scored", SCORED) for name, made_in in rivals.items()}
-        job = answers.Evaluate(scored, candidates, others["first"], others if round else {})
+        names = {role: [r.name for r in rewards if r.config.role == role] for role in ("holdout", "auxiliary")}
+        assert base.score is not None
+        job = answers.Evaluate(
+            scored, candidates, others["first"], others if round else {}, names, base.score.max_error_share
+        )
         found: Figures = shop.crew.tasks.run(job)
         if not found["num_prompts"]:
             raise StageError(

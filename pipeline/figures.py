@@ -165,9 +165,7 @@ def evaluated_line(figures: Figures, seconds: float) -> str:
 
 
 def others(evaluation: Figures) -> dict[str, float]:
-    """An evaluation's figures besides reward and win rate, by the names that people read."""
+    """An evaluation's figures besides reward and win rate, by the names that people read; those that there are."""
     named = evaluation.get("holdout", {}) | evaluation.get("auxiliary", {})
-    for key, name in (("kl", "KL"), ("texts_nll", "texts NLL")):
-        if evaluation.get(key) is not None:
-            named[name] = evaluation[key]
-    return named
+    named |= {"KL": evaluation.get("kl"), "texts NLL": evaluation.get("texts_nll")}
+    return {name: value for name, value in named.items() if value is not None}

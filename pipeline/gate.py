@@ -2,7 +2,8 @@
 
 In go figures of evaluations, out comes a verdict; nothing is sampled, read or written here. A result is promoted if it
 keeps every limit of the config's section ``gate``; each limit is one `Check`, so that a report can show all of them.
-What cannot be told (no evaluation of that kind, no prompt in common) fails no check; what is not a number fails.
+What no evaluation tells fails no check, nor does what too few prompts tell; the verdict says so. What is not a number
+fails, and so does a reward of role holdout that lacks more values than ``score.max_error_share`` allows.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pipeline import student_t
 from pipeline.figures import Figures
 from pipeline.sections import GateConfig
 from stages.protocols import Weights
 
 Decision = Literal["promote", "hold", "roll_back"]
+
+FEWEST_PROMPTS = 8
+"""In common, for a mean difference or a win rate to be judged: of fewer, even Student's t goes by a few odd answers."""
 
 _RIVALS = {"before": "the policy before", "first": "the first policy"}
 
@@ -27,7 +32,7 @@ class Check:
 
     Attributes:
         name: of the limit in the config.
-        got: the figure.
+        got: the figure; NaN where it could not be judged.
         kept: whether it keeps the limit.
         told: the figure in words.
     """
@@ -102,25 +107,43 @@ def _reward(name: str, limit: float, figures: Figures, first: Figures) -> Iterat
 def _holdout(name: str, limit: float, figures: Figures, first: Figures) -> Iterator[Check]:
     for rival, against in figures.get("against", {}).items():
         for reward, found in against["holdout"].items():
-            yield from _drop(name, limit, reward, rival, found)
+            if found["num"] < against["least_holdout"]:
+                told = f"{reward} is known on {found['num']} prompts and needs {against['least_holdout']}"
+                yield Check(name, limit, math.nan, False, f"{told}, against {_RIVALS[rival]}")
+            else:
+                yield from _drop(name, limit, reward, rival, found)
 
 
 def _drop(name: str, limit: float, reward: str, rival: str, found: Mapping[str, Any]) -> Iterator[Check]:
-    """A mean difference in standard errors, counted downwards."""
-    mean, error = found["mean"], found["se"]
-    if mean is None or error is None:
+    """A mean difference in standard errors, counted downwards; as many as are as unlikely where the error is known."""
+    if found["num"] < FEWEST_PROMPTS:
+        yield _unjudged(name, limit, reward, rival, found)
         return
-    got = -mean / error if error else math.copysign(math.inf, -mean) if mean else 0.0
+    mean, error = found["mean"], found["se"]
+    if error:
+        got = student_t.as_normal(-mean / error, df=found["num"] - 1)
+    else:
+        got = math.copysign(math.inf, -mean) if mean else 0.0
     word = "fell" if mean < 0 else "rose"
     told = f"{reward} {word} by {abs(mean):.3g} ± {error:.2g} against {_RIVALS[rival]}"
     yield Check(name, limit, got, got <= limit, told)
 
 
+def _unjudged(name: str, limit: float, what: str, rival: str, found: Mapping[str, Any]) -> Check:
+    told = f"{what} against {_RIVALS[rival]} is not judged on {found['num']} prompts, {FEWEST_PROMPTS} at least"
+    return Check(name, limit, math.nan, True, told)
+
+
 def _win_rate(name: str, limit: float, figures: Figures, first: Figures) -> Iterator[Check]:
     against = figures.get("against", {})
     rival = "before" if "before" in against else "first"
-    if rival in against and (high := against[rival]["win_rate"]["high"]) is not None:
-        rate = against[rival]["win_rate"]["mean"]
+    if rival not in against:
+        return
+    found = against[rival]["win_rate"]
+    if found["num"] < FEWEST_PROMPTS:
+        yield _unjudged(name, limit, "the win rate", rival, found)
+    else:
+        rate, high = found["mean"], found["high"]
         told = f"win rate {100 * rate:.1f}%, at most {100 * high:.1f}%, against {_RIVALS[rival]}"
         yield Check(name, limit, high, high >= limit, told)
 
@@ -175,7 +198,8 @@ def verdict(config: GateConfig, figures: Figures, result: Weights, rivals: Rival
     found = checks(config, figures, rivals.first)
     broken = [check for check in found if not check.kept]
     if not broken:
-        return Verdict("promote", _told(figures), result, result, found)
+        unjudged = [check.told for check in found if math.isnan(check.got)]
+        return Verdict("promote", "; ".join([_told(figures), *unjudged]), result, result, found)
     reason = "; ".join(f"{check.told} (gate.{check.name} {check.limit:g})" for check in broken)
     return refused(config, reason, result, rivals, found)
 
@@ -222,16 +246,20 @@ def is_promoted(report: Mapping[str, Any]) -> bool:
 def best_round(reports: Sequence[Mapping[str, Any]]) -> int:
     """The round whose promoted result is the best so far; 0 for the first policy.
 
-    The best has the highest reward of role holdout, the first one named; without one the highest reward. Of equals it
-    is the earliest.
+    The best has the highest reward of role holdout, the first one that the config names; where it names none, the
+    highest reward. All are measured by the same one, and a round without its value is not the best. Of equals it is the
+    earliest.
 
     Args:
         reports: of the settled rounds, and of the evaluation before the first.
     """
     allowed = [report for report in reports if report.get("evaluate") and is_promoted(report)]
-    ranked = [(_measure(report["evaluate"]), -report["round"]) for report in allowed]
+    if not allowed:
+        return 0
+    measure = next(iter(allowed[0]["evaluate"].get("holdout", {})), None)
+    values = {
+        report["round"]: report["evaluate"].get("holdout", {}).get(measure) if measure else report["evaluate"]["reward"]
+        for report in allowed
+    }
+    ranked = [(value, -number) for number, value in values.items() if value is not None]
     return -max(ranked)[1] if ranked else 0
-
-
-def _measure(figures: Figures) -> float:
-    return float(next(iter(figures.get("holdout", {}).values()), figures["reward"]))

@@ -204,16 +204,26 @@ class Evaluate:
         candidates: its answers.
         first: the rewards of the first policy's answers to the same prompts.
         others: those of policies to compare it with, by name.
+        names: of the rewards of each role but ``main``.
+        max_error_share: of the answers, that may lack a value.
     """
 
     mine: StageFolder
     candidates: StageFolder
     first: StageFolder
     others: Mapping[str, StageFolder]
+    names: Mapping[str, Sequence[str]]
+    max_error_share: float
 
     def __call__(self, _state: None) -> dict[str, Any]:
         from pipeline.evaluate import Judged, comparison, evaluation_figures, form_figures
 
-        mine, first = (Judged.of(folder.read_all()) for folder in (self.mine, self.first))
-        against = {name: comparison(mine, Judged.of(folder.read_all())) for name, folder in self.others.items()}
+        def judged(folder: StageFolder) -> Judged:
+            return Judged.of(folder.read_all(), self.names)
+
+        mine, first = judged(self.mine), judged(self.first)
+        against = {
+            name: comparison(mine, judged(folder), max_error_share=self.max_error_share)
+            for name, folder in self.others.items()
+        }
         return evaluation_figures(mine, first) | form_figures(self.candidates.read_all()) | {"against": against}

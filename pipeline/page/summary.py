@@ -169,7 +169,7 @@ def warnings(reports: Sequence[Report]) -> list[str]:
         f"The reward rose while {name}, which training never sees, fell from {first[name]:.3f} to {last[name]:.3f}: "
         "the reward may be gamed. Read the rows below."
         for name in sorted(first.keys() & last.keys())
-        if last[name] < first[name]
+        if finite(first[name]) is not None and finite(last[name]) is not None and last[name] < first[name]
     ]
 
 

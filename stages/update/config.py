@@ -35,7 +35,7 @@ class GuardConfig(Settings):
         20.0,
         gt=0,
         description="deviations by which a step's loss may stand above the median of the last 32: 1.48 times their "
-        "median absolute deviation, at least a tenth of the median",
+        "median absolute deviation, at least a tenth of the median and a twentieth of the first losses",
     )
     max_kl: float | None = Field(
         200.0, gt=0, description="nats an answer by which the policy may be from its reference, on the step's answers"

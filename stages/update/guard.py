@@ -22,6 +22,9 @@ FEWEST = 8  # of them, before any loss counts as a jump
 _FINITE = ("loss", "logps/chosen", "logps/rejected", "log_ratios/chosen", "log_ratios/rejected")
 _NORMAL = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 _LEAST_SPREAD = 0.1  # of the median, where losses hardly differ
+_LEAST_OF_FIRST = (
+    0.05  # of the first losses: where most are near 0, a few hard pairs make a batch's many times the median
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Guard:
 
     Attributes:
         losses: of the latest steps taken.
+        first_level: the median size of the losses of the first `FEWEST` steps taken; 0 until then.
         num_taken: steps.
         skipped: the steps that were not taken.
         in_a_row: steps skipped since the last one taken.
@@ -47,6 +51,7 @@ class Guard:
 
     config: GuardConfig
     losses: list[float] = field(default_factory=list)
+    first_level: float = 0.0
     num_taken: int = 0
     skipped: list[SkippedStep] = field(default_factory=list)
     in_a_row: int = 0
@@ -69,7 +74,7 @@ class Guard:
             return None
         middle = median(self.losses)
         spread = _NORMAL * median(abs(found - middle) for found in self.losses)
-        far = (loss - middle) / max(spread, _LEAST_SPREAD * abs(middle), 1e-6)
+        far = (loss - middle) / max(spread, _LEAST_SPREAD * abs(middle), _LEAST_OF_FIRST * self.first_level, 1e-6)
         if far <= limit:
             return None
         return f"the loss jumps from {middle:.4g} to {loss:.4g}, by {far:.3g} deviations; max_loss_jump is {limit:g}"
@@ -80,6 +85,8 @@ class Guard:
         if reason is None:
             self.losses = [*self.losses, loss][-WINDOW:]
             self.num_taken, self.in_a_row = self.num_taken + 1, 0
+            if self.num_taken == FEWEST:
+                self.first_level = median(map(abs, self.losses))
         else:
             self.skipped.append(SkippedStep(step, reason, list(ids)))
             self.in_a_row += 1
@@ -108,6 +115,7 @@ class Guard:
         """What a checkpoint keeps, as plain values."""
         return {
             "losses": list(self.losses),
+            "first_level": self.first_level,
             "num_taken": self.num_taken,
             "skipped": [asdict(step) for step in self.skipped],
             "in_a_row": self.in_a_row,
@@ -117,7 +125,7 @@ class Guard:
     def restored(cls, config: GuardConfig, state: Mapping[str, Any]) -> Guard:
         """That of a checkpoint, from its `state`."""
         skipped = [SkippedStep(**step) for step in state["skipped"]]
-        return cls(config, list(state["losses"]), state["num_taken"], skipped, state["in_a_row"])
+        return cls(config, list(state["losses"]), state["first_level"], state["num_taken"], skipped, state["in_a_row"])
 
 
 def divergence(metrics: Mapping[str, float]) -> float | None:

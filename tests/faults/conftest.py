@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from faulty_run import FaultyRun
+from faulty_run import FaultyRun, refuse_late_scratch
 from matrix import WHEN, WHO
 
 _TABLE = pytest.StashKey[dict]()
@@ -23,6 +23,7 @@ def runs(tmp_path_factory) -> Path:
 def undisturbed(runs) -> FaultyRun:
     run = FaultyRun(runs, "undisturbed").finish(at_most=1)
     assert run.calls[0].code == 0, run.calls[0].err
+    refuse_late_scratch(run)
     return run
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -28,6 +30,9 @@ SMALL = (
 )
 LOST_RAY = "Ray was lost"
 _ENDS_WITHIN_S = 20
+_SCRATCH = re.compile(r"\..+\.[0-9a-f]{8}")  # what `pipeline.files.replacing` writes to
+_TIMED = re.compile(r"seconds|started|timeline|idle_share|engine_sync|.*_s|check")
+"""What no two runs have alike: times, and a file's hash of itself with the times in it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,9 @@ class FaultyRun:
         runs: the folder of the runs.
         name: of this one.
         faults: as the environment spells them.
-        seen: published parts, as they lay there right after each firing: path, sha256, inode, time of the last change.
+        deaths: when a process was killed by other means than faults, in seconds since 1970.
+        seen: published parts, as they lay there right after each death or firing: path, sha256, inode, time of the last
+            change.
     """
 
     runs: Path
@@ -56,6 +63,7 @@ class FaultyRun:
     faults: Sequence[str] = ()
     sets: Sequence[str] = SMALL
     calls: list[Call] = field(default_factory=list)
+    deaths: list[float] = field(default_factory=list)
     seen: list[dict[str, tuple[str, int, int]]] = field(default_factory=list)
 
     @property
@@ -101,15 +109,33 @@ class FaultyRun:
     def num_fired(self) -> int:
         return sum(map(len, fired(self.marks).values()))
 
+    def note_death(self) -> None:
+        """Look at what is published, now that a process was killed."""
+        self.deaths.append(time.time())
+        self.seen.append(self.published())
+
+    def last_death(self) -> float | None:
+        """When the last fault fired, or the last process was killed; None if nothing died."""
+        return max([*self.deaths, *(at for times in fired(self.marks).values() for at in times)], default=None)
+
     def published(self) -> dict[str, tuple[str, int, int]]:
         """Every published part: its sha256, inode and time of the last change."""
         return {str(file.relative_to(self.folder)): _state(file) for file in self._parts()}
 
-    def results(self) -> dict[str, str]:
-        """What the run has come to: the sha256 of every part of every table, and of every policy's weights."""
+    def results(self) -> dict[str, Any]:
+        """What the run has come to, by file: the sha256 of every part of every table and of all that a policy and its
+        master are, the lineage, and, but for the times in them, every round's report and step metrics."""
         parts = {name: state[0] for name, state in self.published().items()}
-        weights = sorted(self.folder.glob("round-*/policy/model.safetensors"))
-        return parts | {str(file.relative_to(self.folder)): _state(file)[0] for file in weights}
+        models = [file for name in ("policy", "master") for file in self.folder.glob(f"round-*/{name}/*")]
+        hashed = {file: _state(file)[0] for file in models if file.name != "manifest.json"}
+        told = [self.folder / "run.json", self.folder / "final.json", *self.folder.glob("round-*/report.json")]
+        told += [file for file in models if file.name == "manifest.json"]
+        steps = {
+            file: [_without_times(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+            for file in [self.folder / "metrics.jsonl", *self.folder.glob("round-*/metrics.jsonl")]
+        }
+        plain = {file: _without_times(json.loads(file.read_text(encoding="utf-8"))) for file in told}
+        return parts | {str(f.relative_to(self.folder)): found for f, found in (hashed | plain | steps).items()}
 
     def leftovers(self) -> list[str]:
         """Processes of the run that live on some seconds after its last call, which is none."""
@@ -120,8 +146,9 @@ class FaultyRun:
 
     def _watch(self, over: threading.Event) -> None:
         """Look at what is published as soon as a fault has fired."""
-        known = self.num_fired()
-        while not over.wait(0.02):
+        known, is_over = self.num_fired(), False
+        while not is_over:
+            is_over = over.wait(0.02)  # and once more then: the last fault may have ended the call
             if (now := self.num_fired()) > known:
                 known = now
                 self.seen.append(self.published())
@@ -156,17 +183,31 @@ def refuse_wrong_end(run: FaultyRun, undisturbed: Mapping[str, str]) -> None:
         assert call.code != 1 or call.err.startswith(LOST_RAY), call.err
     for number in (1, 2):
         _refuse_lost_rows(run.folder / f"round-{number:04d}")
-    end = run.published()
-    for seen in run.seen:
-        changed = {name for name, state in seen.items() if end.get(name) != state}
-        assert not changed, f"published, then changed: {sorted(changed)}"
+    refuse_changed_parts(run)
+    refuse_late_scratch(run)
     found = run.results()
     differing = sorted(name for name in found.keys() | undisturbed.keys() if found.get(name) != undisturbed.get(name))
     assert not differing, f"other than in the undisturbed run: {differing}"
     final = json.loads((run.folder / "final.json").read_text())
     assert final["path"] == "round-0002/policy"
-    assert not list(run.folder.glob("**/.part-*")) or run.num_fired(), "scratch files without a fault"
     assert not run.leftovers()
+
+
+def refuse_changed_parts(run: FaultyRun) -> None:
+    """What was published when something died is as it was then."""
+    assert any(run.seen) or run.last_death() is None, "nothing published was seen when something died"
+    end = run.published()
+    for seen in run.seen:
+        changed = {name for name, state in seen.items() if end.get(name) != state}
+        assert not changed, f"published, then changed: {sorted(changed)}"
+
+
+def refuse_late_scratch(run: FaultyRun) -> None:
+    """Only a process that dies leaves the scratch of the file that it was writing, and others that die with it."""
+    last = run.last_death()
+    scratch = [file for file in run.folder.glob("**/.*") if _SCRATCH.fullmatch(file.name)]
+    late = sorted(str(f) for f in scratch if last is None or f.stat().st_mtime > last + _ENDS_WITHIN_S)
+    assert not late, f"scratch files that no death explains: {late}"
 
 
 def _refuse_lost_rows(folder: Path) -> None:
@@ -185,6 +226,12 @@ def _refuse_lost_rows(folder: Path) -> None:
 def _rows(file: Path) -> list[dict]:
     columns = [c for c in pq.read_schema(file).names if c in ("prompt_id", "response_id", "pair_id")]
     return pq.read_table(file, columns=columns).to_pylist()
+
+
+def _without_times(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {key: _without_times(value) for key, value in found.items() if not _TIMED.fullmatch(key)}
+    return [_without_times(value) for value in found] if isinstance(found, list) else found
 
 
 def _state(file: Path) -> tuple[str, int, int]:

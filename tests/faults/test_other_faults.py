@@ -53,9 +53,9 @@ def test_a_sampler_and_a_rank_that_hang_are_found_and_replaced(runs, undisturbed
 class Killer(threading.Thread):
     """Kills workers of a run that are drawn at random, at times that are drawn beforehand."""
 
-    def __init__(self, marks: Path, moments: list[float]) -> None:
+    def __init__(self, run: FaultyRun, moments: list[float]) -> None:
         super().__init__()
-        self._marks, self._moments = marks, sorted(moments)
+        self._run, self._moments = run, sorted(moments)
         self._random = random.Random(SEED)
         self.killed: list[tuple[float, str]] = []
 
@@ -69,12 +69,13 @@ class Killer(threading.Thread):
             if workers:
                 name, pid = self._random.choice(sorted(workers.items()))
                 os.kill(pid, signal.SIGKILL)
+                self._run.note_death()
                 self.killed.append((time.monotonic() - began, name))
 
     def _workers(self) -> dict[str, int]:
         """Samplers, scorers and ranks that are up, by the names of their logs."""
         found = {}
-        for pid in processes_with(FOLDER, str(self._marks)):
+        for pid in processes_with(FOLDER, str(self._run.marks)):
             try:
                 log = Path(f"/proc/{pid}/fd/1").readlink()
             except OSError:
@@ -89,7 +90,7 @@ def test_five_workers_killed_at_random_cost_little_more_than_their_starts(runs, 
     usual_s, costs = plain.calls[0].seconds, _costs(plain.folder)
     draw = random.Random(SEED)
     run = FaultyRun(runs, "killed")
-    killer = Killer(run.marks, [draw.uniform(0.3, 0.95) * usual_s for _ in range(NUM_KILLS)])
+    killer = Killer(run, [draw.uniform(0.3, 0.95) * usual_s for _ in range(NUM_KILLS)])
     killer.start()
     run.finish(at_most=1)
     killer.join()

@@ -12,6 +12,7 @@ from pipeline.config_file import load_config
 from pipeline.entries import Entry
 from pipeline.evaluate import Judged, evaluation_figures
 from pipeline.layout import lay_out
+from pipeline.page.summary import warnings
 from pipeline.report import result_table
 from stages.contracts import SCORED
 from stages.errors import ConfigError
@@ -47,15 +48,24 @@ def scored(rewards):
 
 
 def test_the_win_rate_counts_ties_half_and_only_prompts_that_both_answered():
-    mine = Judged.of([scored([(1.0, 1.0), (2.0, 0.0), (3.0, None), (None, 1.0)])])
-    first = Judged.of([scored([(0.0, 0.0), (2.0, 0.0), (4.0, 0.0), (9.0, 0.0)])])
+    names = {"holdout": ["exact"]}
+    mine = Judged.of([scored([(1.0, 1.0), (2.0, 0.0), (3.0, None), (None, 1.0)])], names)
+    first = Judged.of([scored([(0.0, 0.0), (2.0, 0.0), (4.0, 0.0), (9.0, 0.0)])], names)
     found = evaluation_figures(mine, first)
     assert found["win_rate"] == pytest.approx(0.5)
     assert found["reward"] == pytest.approx(2.0)
     assert found["reward_se"] == pytest.approx(1 / 3**0.5)
     assert found["holdout"] == {"exact": pytest.approx(2 / 3)}
     assert evaluation_figures(first, first)["win_rate"] == 0.5
-    assert evaluation_figures(Judged.of([scored([(None, None)])]), first)["reward"] is None
+    assert evaluation_figures(Judged.of([scored([(None, None)])], names), first)["reward"] is None
+
+
+def test_a_reward_without_a_value_is_left_out_of_the_line_and_warns_of_nothing():
+    gone = {"num_prompts": 4, "reward": 2.0, "win_rate": 0.5, "holdout": {"exact": None}, "kl": 0.3}
+    line = figures.evaluated_line(gone, 1.0)
+    assert "exact" not in line and "KL 0.300" in line
+    first = gone | {"reward": 1.0, "holdout": {"exact": 0.5}}
+    assert warnings([{"round": 0, "evaluate": first}, {"round": 1, "decision": "promote", "evaluate": gone}]) == []
 
 
 def test_the_table_has_a_row_a_round_even_where_a_figure_is_missing():

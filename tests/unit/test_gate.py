@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from policy_cases import shop_of, weights
 from refusals import refused
 
+from pipeline import student_t
 from pipeline.artifacts import StageFolder
 from pipeline.config_file import load_config
-from pipeline.evaluate import Judged, comparison, form_figures, mean_with_error, repetition
-from pipeline.gate import Rivals, best_round, checks, verdict
+from pipeline.evaluate import Judged, comparison, evaluation_figures, form_figures, mean_with_error, repetition
+from pipeline.gate import FEWEST_PROMPTS, Rivals, best_round, checks, verdict
 from pipeline.lineage import Lineage, RoundRecord
 from pipeline.policies import PolicyLine
 from pipeline.run import Run
@@ -32,7 +33,23 @@ def test_a_mean_its_error_and_its_interval_are_the_textbooks():
     assert found["mean"] == 5.0
     assert found["se"] == pytest.approx(math.sqrt(32 / 7 / 8))
     assert found["se"] == pytest.approx(statistics.stdev(values) / math.sqrt(8))
-    assert (found["low"], found["high"]) == pytest.approx((5 - 1.959964 * found["se"], 5 + 1.959964 * found["se"]))
+    assert (found["low"], found["high"]) == pytest.approx((5 - 2.364624 * found["se"], 5 + 2.364624 * found["se"]))
+
+
+@pytest.mark.parametrize(("df", "t"), [(1, 12.706205), (2, 4.302653), (7, 2.364624), (30, 2.042272), (120, 1.979930)])
+def test_quantiles_of_students_t_are_the_textbooks(df, t):
+    assert student_t.quantile(0.025, df=df) == pytest.approx(t, abs=1e-6)
+    assert student_t.upper_tail(t, df=df) == pytest.approx(0.025, rel=1e-6)
+    assert student_t.as_normal(t, df=df) == pytest.approx(1.959964, abs=1e-6)
+    assert student_t.as_normal(-t, df=df) == pytest.approx(-1.959964, abs=1e-6)
+
+
+@given(st.floats(-1e6, 1e6), st.integers(1, 10_000))
+def test_tails_of_students_t_are_those_of_two_and_of_many(t, df):
+    assert student_t.upper_tail(t, df=2) == pytest.approx(0.5 - t / (2 * math.sqrt(2 + t * t)), abs=1e-12)
+    assert student_t.upper_tail(t, df=10**7) == pytest.approx(statistics.NormalDist().cdf(-t), abs=1e-6)
+    assert abs(student_t.as_normal(t, df=df)) <= abs(t) + 1e-9
+    assert student_t.upper_tail(t, df=df) + student_t.upper_tail(-t, df=df) == pytest.approx(1)
 
 
 def test_of_one_value_the_error_is_not_known_and_of_none_nothing_is():
@@ -41,19 +58,37 @@ def test_of_one_value_the_error_is_not_known_and_of_none_nothing_is():
 
 
 def judged(main, **holdout):
-    named = {name: {f"p{i}": v for i, v in enumerate(values) if v is not None} for name, values in holdout.items()}
-    return Judged({f"p{i}": v for i, v in enumerate(main) if v is not None}, {"holdout": named})
+    """A policy's answers to as many prompts as `main` has values; None is an answer without one."""
+    table = SCORED.table(
+        {
+            "response_id": f"r{i}",
+            "prompt_id": f"p{i}",
+            "round": 1,
+            "reward": value,
+            "rewards": [
+                {"name": name, "value": values[i], "role": "holdout"}
+                for name, values in holdout.items()
+                if i < len(values)
+            ],
+        }
+        for i, value in enumerate(main)
+    )
+    return Judged.of([table], {"holdout": list(holdout)})
+
+
+def compared(mine, other):
+    return comparison(mine, other, max_error_share=0.01)
 
 
 def test_policies_are_compared_prompt_by_prompt():
     easy_and_hard = [0.0, 100.0, -50.0, 7.0]
-    found = comparison(judged([v + 1 for v in easy_and_hard]), judged(easy_and_hard))
+    found = compared(judged([v + 1 for v in easy_and_hard]), judged(easy_and_hard))
     assert found["reward"] == {"num": 4, "mean": 1.0, "se": 0.0, "low": 1.0, "high": 1.0}
     assert found["win_rate"]["mean"] == 1.0
 
 
 def test_only_prompts_that_both_answered_count_and_ties_half():
-    found = comparison(judged([1.0, 5.0, 2.0, None], exact=[1, 0, None]), judged([0.0, 5.0, None, 9.0], exact=[0, 0]))
+    found = compared(judged([1.0, 5.0, 2.0, None], exact=[1, 0, None]), judged([0.0, 5.0, None, 9.0], exact=[0, 0]))
     assert (found["reward"]["num"], found["reward"]["mean"]) == (2, 0.5)
     assert found["win_rate"]["mean"] == 0.75
     assert (found["holdout"]["exact"]["num"], found["holdout"]["exact"]["mean"]) == (2, 0.5)
@@ -62,7 +97,7 @@ def test_only_prompts_that_both_answered_count_and_ties_half():
 @given(st.lists(st.tuples(*[st.floats(-100, 100)] * 2), min_size=2, max_size=30))
 def test_turned_round_a_comparison_tells_the_opposite(pairs):
     ours, theirs = (judged(list(side)) for side in zip(*pairs, strict=True))
-    one, other = comparison(ours, theirs), comparison(theirs, ours)
+    one, other = compared(ours, theirs), compared(theirs, ours)
     assert one["reward"]["mean"] == pytest.approx(-other["reward"]["mean"])
     assert one["reward"]["se"] == pytest.approx(other["reward"]["se"])
     assert one["win_rate"]["mean"] + other["win_rate"]["mean"] == pytest.approx(1)
@@ -78,11 +113,10 @@ def test_repetition_is_the_share_of_4_grams_said_before():
 def test_the_interval_holds_the_truth_19_times_in_20():
     import random
 
-    rng, held = random.Random(0), 0
-    for _ in range(1000):
-        found = mean_with_error([rng.gauss(0.3, 2.0) for _ in range(40)])
-        held += found["low"] <= 0.3 <= found["high"]
-    assert 925 <= held <= 970
+    rng = random.Random(0)
+    for num in (3, 8, 40):
+        drawn = [mean_with_error([rng.gauss(0.3, 2.0) for _ in range(num)]) for _ in range(1000)]
+        assert 930 <= sum(found["low"] <= 0.3 <= found["high"] for found in drawn) <= 970
 
 
 def test_form_of_no_answers_is_not_known():
@@ -99,7 +133,12 @@ def difference(mean, se=0.1):
 
 
 def figures(*, reward=0.5, exact=0.1, rate=0.6, rivals=("first", "before"), **more):
-    one = {"reward": difference(reward), "win_rate": difference(rate, 0.02), "holdout": {"exact": difference(exact)}}
+    one = {
+        "reward": difference(reward),
+        "win_rate": difference(rate, 0.02),
+        "holdout": {"exact": difference(exact)},
+        "least_holdout": 99,
+    }
     return FIRST | {"kl": 1.0, "against": {rival: one for rival in rivals}} | more
 
 
@@ -152,6 +191,30 @@ def test_noise_fails_nothing():
     assert judge(figures(reward=-0.19, exact=-0.19, rate=0.47)).decision == "promote"
 
 
+@pytest.mark.parametrize("num", [FEWEST_PROMPTS, 16, 64])
+def test_a_policy_that_does_not_change_fails_a_fall_once_in_44_whatever_the_number_of_prompts(num):
+    import random
+
+    rng, failed, rounds = random.Random(num), 0, 4000
+    for _ in range(rounds):
+        fall = mean_with_error([rng.gauss(0, 1) for _ in range(num)])
+        against = {"reward": fall, "holdout": {}, "least_holdout": 0, "win_rate": fall}
+        found = checks(GateConfig(min_win_rate=None), {"against": {"first": against}}, FIRST)
+        failed += not all(check.kept for check in found)
+    assert 0.015 < failed / rounds < 0.031
+
+
+def test_few_prompts_are_not_judged_and_the_verdict_says_so():
+    few = judged([0.0] * (FEWEST_PROMPTS - 1), exact=[0.0] * (FEWEST_PROMPTS - 1))
+    first = judged([1.0] * (FEWEST_PROMPTS - 1), exact=[1.0] * (FEWEST_PROMPTS - 1))
+    found = judge(told_apart(few, first))
+    assert found.decision == "promote"
+    for what in ("the reward", "exact", "the win rate"):
+        assert f"{what} against the first policy is not judged on 7 prompts, 8 at least" in found.reason
+    more = judge(told_apart(judged([0.0] * FEWEST_PROMPTS), judged([1.0] * FEWEST_PROMPTS)))
+    assert more.decision == "hold" and "not judged" not in more.reason
+
+
 def test_what_is_not_known_fails_nothing_and_what_is_no_number_fails():
     unknown = {"kl": None, "length": None, "repetition": None, "texts_nll": None, "against": {}}
     assert judge(figures() | unknown).decision == "promote"
@@ -180,6 +243,41 @@ def test_a_slow_decline_is_seen_against_the_first_policy():
     assert "against the first policy" in judge(found).reason
 
 
+ANSWERED = 64
+
+
+def told_apart(mine, first):
+    """The figures of a policy against the first one, each as `judged`."""
+    return FIRST | {"kl": 1.0} | evaluation_figures(mine, first) | {"against": {"first": compared(mine, first)}}
+
+
+@pytest.mark.parametrize("known", [0, 10, 63])
+def test_a_reward_that_training_never_sees_and_that_is_gone_fails_its_check(known):
+    first = judged([0.0] * ANSWERED, exact=[0.5] * ANSWERED)
+    gone = judged([1.0] * ANSWERED, exact=[1.0] * known + [None] * (ANSWERED - known))
+    found = judge(told_apart(gone, first))
+    assert found.decision == "hold"
+    assert f"exact is known on {known} prompts and needs 64, against the first policy" in found.reason
+    (check,) = [check for check in found.checks if not check.kept]
+    assert check.name == "max_holdout_drop" and found.figures()["checks"]
+    whole = judged([1.0] * ANSWERED, exact=[1.0] * ANSWERED)
+    assert judge(told_apart(whole, first)).decision == "promote"
+    assert judge(told_apart(gone, first), max_holdout_drop=None).decision == "promote"
+
+
+def test_as_many_values_may_be_missing_as_the_share_of_errors_allows():
+    first = judged([0.0] * 200, exact=[0.5] * 200)
+    for missing, decision in ((2, "promote"), (3, "hold")):
+        mine = judged([1.0] * 200, exact=[None] * missing + [0.5] * (200 - missing))
+        assert judge(told_apart(mine, first)).decision == decision
+
+
+def test_rewards_are_named_in_the_configs_order_and_those_without_a_value_too():
+    mine = judged([1.0] * 2, late=[None, None], early=[0.5, None])
+    assert evaluation_figures(mine, mine)["holdout"] == {"late": None, "early": 0.5}
+    assert list(compared(mine, mine)["holdout"]) == ["late", "early"]
+
+
 def test_checks_are_those_whose_limits_are_set():
     assert {check.name for check in checks(GateConfig(max_kl=None), figures(), FIRST)} == set(BROKEN) - {"max_kl"}
 
@@ -195,6 +293,13 @@ def test_the_best_is_by_the_reward_that_training_never_sees():
     assert best_round([report(0, 1.0), report(1, 2.0), report(2, 9.0, "hold")]) == 1
     assert best_round([report(0, 2.0), report(1, 2.0)]) == 0
     assert best_round([]) == 0
+
+
+def test_the_best_is_by_one_measure_alone():
+    unknown = [report(0, 0.0, exact=0.5), report(1, 0.2, exact=0.9), report(2, 1.0, exact=None)]
+    assert best_round(unknown) == 1
+    assert best_round([report(0, 0.0, exact=None, other=0.1), report(1, 1.0, exact=None, other=0.9)]) == 0
+    assert best_round([report(0, 0.0, exact=0.5, other=0.1), report(1, 1.0, other=0.9, exact=0.4)]) == 0
 
 
 def test_a_run_ends_after_a_result_that_failed_if_it_is_to_and_held_results_are_nobodys_best():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,23 @@ def test_losses_that_spread_widely_jump_further():
     wide = [0.1, 3.0, 0.5, 2.0, 0.2, 4.0, 1.0, 2.5]
     assert after(wide).why_not({"loss": 20.0}) is None
     assert after(wide).why_not({"loss": 60.0}) is not None
+
+
+def saturated(steps, *, of=64):
+    """Losses of batches of pairs whose margins have grown to some 14 nats: nearly 0, but for the hard pairs."""
+    rng = random.Random(0)
+    return [sum(math.log1p(math.exp(-rng.gauss(14, 4))) for _ in range(of)) / of for _ in range(steps)]
+
+
+def test_hard_pairs_among_easy_ones_are_no_jump_and_a_loss_above_the_first_ones_still_is():
+    guard = after([*STEADY, *saturated(WINDOW)])
+    for loss in saturated(2000):
+        assert guard.why_not({"loss": loss}) is None
+        guard.note(1, loss, None, [])
+    assert guard.why_not({"loss": 0.6}) is None
+    assert "jumps" in guard.why_not({"loss": 0.8})
+    assert "jumps" in Guard.restored(GuardConfig(), guard.state()).why_not({"loss": 0.8})
+    assert Guard.restored(GuardConfig(), guard.state()).why_not({"loss": 0.6}) is None
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=FEWEST, max_size=WINDOW), st.floats(0.1, 1000), st.floats(-10, 1e4))

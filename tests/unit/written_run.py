@@ -27,6 +27,7 @@ from stages.score.pairing.stage import pair
 from stages.seeds import row_id
 from stages.update.rows import answers_of, candidate_answers, pair_rows, reference_table
 
+HOLDOUT = {"holdout": ["exact_match"]}
 HOSTILE = [
     "</script><script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
@@ -108,8 +109,8 @@ def write_evaluation(run, number, policy, held_out):
     publish(StageFolder(folder / "candidates", CANDIDATES), [answered])
     publish(StageFolder(folder / "scored", SCORED), [scored])
     first = StageFolder(run / "round-0000" / "evaluation" / "scored", SCORED)
-    mine, theirs = Judged.of([scored]), Judged.of(first.read_all())
-    against = {"first": comparison(mine, theirs)} if number else {}
+    mine, theirs = (Judged.of(tables, HOLDOUT) for tables in ([scored], first.read_all()))
+    against = {"first": comparison(mine, theirs, max_error_share=0.01)} if number else {}
     return evaluation_figures(mine, theirs) | form_figures([answered]) | {"against": against}
 
 
