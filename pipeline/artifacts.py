@@ -45,18 +45,21 @@ class StageFolder:
     def begin(self, fingerprint: Mapping[str, Any]) -> None:
         """Claim the folder for a result made from `fingerprint`.
 
-        A claim without a published part, or on a result that was refused, gives way to another.
+        A claim without a published part, or on a result that was refused, gives way to another. Parts that nobody
+        claimed are what is left of a removal, and go.
 
         Raises:
             FingerprintError: if it holds parts of another result.
         """
         claim, refused = self.path / _FINGERPRINT, self.path / _REFUSED
-        if claim.exists() and not differing_fields(read_json(claim), fingerprint):
+        if not claim.exists():
+            self._drop_parts()
+        elif not differing_fields(read_json(claim), fingerprint):
             refused.unlink(missing_ok=True)
             return
-        if refused.exists():
-            shutil.rmtree(self.path)
-        elif claim.exists() and self.entries():
+        elif refused.exists():
+            self.drop()
+        elif self.entries():
             refuse_other_fingerprint(self.path, read_json(claim), fingerprint)
         write_json(claim, fingerprint)
 
@@ -71,8 +74,22 @@ class StageFolder:
         return read_json(claim) if claim.exists() else {}
 
     def drop(self) -> None:
-        """Remove the folder with all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the folder with all that is in it.
+
+        The claim goes last: however much is left of a removal, it never looks like another result's parts.
+        """
+        if self.path.exists():
+            self._drop_parts()
+            (self.path / _REFUSED).unlink(missing_ok=True)
+            shutil.rmtree(self.path)
+
+    def _drop_parts(self) -> None:
+        """Remove what is published: first what says that it is whole, then what vouches for it, then the parts."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        if (self.path / _SHARDS).exists():
+            shutil.rmtree(self.path / _SHARDS)
+        for part in self.path.glob("part-*.parquet"):
+            part.unlink()
 
     def is_closed(self) -> bool:
         return (self.path / MANIFEST).exists()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import threading
+from contextlib import contextmanager, suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -165,6 +168,56 @@ def test_a_model_folder_counts_once_its_manifest_is_there(tmp_path):
     assert found_model(tmp_path, {"seed": 1})["sha256"] == sha256
     with pytest.raises(FingerprintError):
         found_model(tmp_path, {"seed": 2})
+
+
+class Killed(BaseException):
+    """What a kill is to the code that it hits: nothing after it runs."""
+
+
+@contextmanager
+def killed_after(removals: int, monkeypatch):
+    """The process dies just after it removed so many files."""
+    with monkeypatch.context() as patched:
+        unlink, count = os.unlink, itertools.count(1)
+
+        def unlink_and_die(*args, **options):
+            unlink(*args, **options)
+            if next(count) == removals:
+                raise Killed
+
+        patched.setattr(os, "unlink", unlink_and_die)
+        with suppress(Killed):
+            yield
+
+
+@pytest.mark.parametrize("removals", range(1, 9))
+@pytest.mark.parametrize("claimed_next", ["the same", "another"])
+@pytest.mark.parametrize("how", ["dropped", "refused"])
+def test_of_a_removal_cut_short_nothing_is_taken_for_another_result(folder, monkeypatch, how, removals, claimed_next):
+    mine, other = {"pair": {"min_margin": 0.5}, "seed": 0}, {"pair": {"min_margin": 0.1}, "seed": 0}
+    parts = [folder.publish(shard, table("tied")) for shard in range(2)]
+    folder.close(2)
+    if how == "refused":
+        folder.refuse("no pair")
+    with killed_after(removals, monkeypatch):
+        folder.drop() if how == "dropped" else folder.begin(other)
+    if claimed_next == "the same":
+        folder.begin(mine)
+        assert all(entry in parts for entry in folder.entries())
+    else:
+        if how == "dropped" and folder.claimed() == mine:
+            folder.drop()
+        folder.begin(other)
+        assert folder.missing(2) == [0, 1] and not list(folder.path.glob("part-*"))
+    assert not folder.is_closed()
+
+
+def test_parts_that_nobody_claimed_are_made_again(folder):
+    folder.publish(0, table())
+    folder.close(1)
+    (folder.path / "fingerprint.json").unlink()
+    folder.begin({"pair": {"min_margin": 0.1}, "seed": 0})
+    assert folder.missing(1) == [0] and not folder.is_closed()
 
 
 @pytest.mark.parametrize("gone", ["manifest.json", "_shards/part-00001.json", "part-00001.parquet"])
