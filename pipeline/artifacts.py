@@ -99,7 +99,7 @@ class StageFolder:
         return [shard for shard in range(num_shards) if not self._entry_file(shard).exists()]
 
     def close(self, num_shards: int) -> None:
-        """Write the manifest.
+        """Write the manifest, unless it says the same already.
 
         Raises:
             StageError: if a shard is missing.
@@ -109,16 +109,15 @@ class StageFolder:
                 str(self.path), wanted=f"{num_shards} shards", got=f"{missing[0]} is missing", fix="run again"
             )
         entries = [self.entry(shard) for shard in range(num_shards)]
-        write_json(
-            self.path / MANIFEST,
-            {
-                "contract": self.contract.name,
-                "version": self.contract.version,
-                "rows": sum(entry.rows for entry in entries),
-                "fingerprint": read_json(self.path / _FINGERPRINT),
-                "shards": [asdict(entry) for entry in entries],
-            },
-        )
+        manifest = {
+            "contract": self.contract.name,
+            "version": self.contract.version,
+            "rows": sum(entry.rows for entry in entries),
+            "fingerprint": read_json(self.path / _FINGERPRINT),
+            "shards": [asdict(entry) for entry in entries],
+        }
+        if not self.is_closed() or read_json(self.path / MANIFEST) != manifest:
+            write_json(self.path / MANIFEST, manifest)
 
     def entries(self) -> list[Entry]:
         """Every published part, in order."""
@@ -138,18 +137,21 @@ class StageFolder:
         for entry in self.entries():
             made_from = (source.entry_or_none(entry.shard) for source in sources)
             if not all(found is not None and found.sha256 in entry.parents for found in made_from):
-                self._entry_file(entry.shard).unlink()
-                (self.path / MANIFEST).unlink(missing_ok=True)
+                self._take_back(self._entry_file(entry.shard))
 
     def drop_damaged(self) -> list[str]:
         """Take back the parts that are not as they were published, to be made again; a line for each finding."""
         found = []
         for file in sorted((self.path / _SHARDS).glob("part-*.json")):
             if damage := self._damage(file):
-                file.unlink()
-                (self.path / MANIFEST).unlink(missing_ok=True)
+                self._take_back(file)
                 found.append(damage)
         return found
+
+    def _take_back(self, entry_file: Path) -> None:
+        """The manifest goes first: none is left that names a part which is to be made again."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        entry_file.unlink()
 
     def _damage(self, entry_file: Path) -> str:
         """What is wrong with a published part; nothing where it is whole."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline.artifacts import StageFolder
 from pipeline.files import read_json
 from pipeline.model_folders import OPTIMIZER, close_model, found_model, found_moments, refuse_changed_model
+from pipeline.stage import Stage
 from stages.contracts import FATES
 from stages.errors import ContractError, FingerprintError, StageError
 from stages.weights import weights_sha256
@@ -210,6 +211,31 @@ def test_of_a_removal_cut_short_nothing_is_taken_for_another_result(folder, monk
         folder.begin(other)
         assert folder.missing(2) == [0, 1] and not list(folder.path.glob("part-*"))
     assert not folder.is_closed()
+
+
+@pytest.mark.parametrize("why", ["damaged", "stale"])
+def test_a_part_taken_back_never_leaves_a_manifest_that_names_it(folder, monkeypatch, why):
+    part = folder.publish(0, table("tied"))
+    folder.close(1)
+    if why == "damaged":
+        (folder.path / part.file).write_bytes(b"")
+    with killed_after(1, monkeypatch):
+        folder.drop_damaged() if why == "damaged" else folder.drop_stale([StageFolder(folder.path / "none", FATES)])
+    assert not folder.is_closed()
+
+
+def test_a_manifest_of_other_parts_is_written_anew_and_one_of_these_is_left_alone(folder):
+    folder.publish(0, table("tied"))
+    folder.close(1)
+    manifest = folder.path / "manifest.json"
+    before = manifest.stat()
+    folder.close(1)
+    assert manifest.stat() == before
+    (folder.path / "_shards" / "part-00000.json").unlink()
+    folder.publish(0, table("paired"))
+    stage = Stage("pair", [folder], folder.claimed(), 1, lambda _: [], lambda _: None, print)
+    assert stage.end() == folder.entries()
+    folder.refuse_changed()
 
 
 def test_parts_that_nobody_claimed_are_made_again(folder):
