@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import threading
-from contextlib import contextmanager, suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from killed import killed_after
 
 from pipeline.artifacts import StageFolder
 from pipeline.files import read_json
@@ -169,26 +167,6 @@ def test_a_model_folder_counts_once_its_manifest_is_there(tmp_path):
     assert found_model(tmp_path, {"seed": 1})["sha256"] == sha256
     with pytest.raises(FingerprintError):
         found_model(tmp_path, {"seed": 2})
-
-
-class Killed(BaseException):
-    """What a kill is to the code that it hits: nothing after it runs."""
-
-
-@contextmanager
-def killed_after(removals: int, monkeypatch):
-    """The process dies just after it removed so many files."""
-    with monkeypatch.context() as patched:
-        unlink, count = os.unlink, itertools.count(1)
-
-        def unlink_and_die(*args, **options):
-            unlink(*args, **options)
-            if next(count) == removals:
-                raise Killed
-
-        patched.setattr(os, "unlink", unlink_and_die)
-        with suppress(Killed):
-            yield
 
 
 @pytest.mark.parametrize("removals", range(1, 9))
