@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.entries import Entry
-from pipeline.files import read_json, replacing, write_json
+from pipeline.files import read_json, read_vouched, replacing, write_json, write_vouched
 from pipeline.fingerprints import differing_fields, refuse_other_fingerprint
 from stages.contracts import Contract
 from stages.errors import ContractError, StageError
@@ -31,6 +31,7 @@ MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint.json"
 _REFUSED = "refused.json"
 _SHARDS = "_shards"
+_RESTORE = "restore the file, or start a run of another name: --set run.name=…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,13 @@ class StageFolder:
             "fingerprint": read_json(self.path / _FINGERPRINT),
             "shards": [asdict(entry) for entry in entries],
         }
-        if not self.is_closed() or read_json(self.path / MANIFEST) != manifest:
-            write_json(self.path / MANIFEST, manifest)
+        with suppress(ContractError):  # one that was changed is written anew, as its parts are
+            if self.is_closed() and self._manifest() == manifest:
+                return
+        write_vouched(self.path / MANIFEST, manifest)
+
+    def _manifest(self) -> dict[str, Any]:
+        return read_vouched(self.path / MANIFEST, "a stage's manifest", fix=_RESTORE)
 
     def entries(self) -> list[Entry]:
         """Every published part, in order."""
@@ -171,12 +177,12 @@ class StageFolder:
         """Check that a closed folder still holds what its manifest says, each part in its full length.
 
         Raises:
-            ContractError: naming the first file that is missing or differs.
+            ContractError: naming the first file that is missing, was changed or differs.
         """
         manifest = self.path / MANIFEST
         if not manifest.exists():
             raise _not_as_settled(manifest, "the manifest, as published", "no such file")
-        for wanted in read_json(manifest)["shards"]:
+        for wanted in self._manifest()["shards"]:
             file, entry = self.path / wanted["file"], self._entry_file(wanted["shard"])
             if not entry.exists() or asdict(Entry.read(entry)) != wanted:
                 got = "another" if entry.exists() else "no such file"
@@ -281,6 +287,4 @@ class StageFolder:
 
 def _not_as_settled(file: Path, wanted: str, got: str) -> ContractError:
     """Of a settled round, whose result later ones were made from: nothing of it is made anew."""
-    return ContractError(
-        str(file), wanted=wanted, got=got, fix="restore the file, or start a run of another name: --set run.name=…"
-    )
+    return ContractError(str(file), wanted=wanted, got=got, fix=_RESTORE)

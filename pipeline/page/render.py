@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import read_json
+from pipeline.lineage import read_records
 from pipeline.page import charts, summary
 from pipeline.page.curves import read_steps, round_curves, step_curves
 from pipeline.page.examples import examples
@@ -28,6 +29,7 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]]) -> str:
 
     Raises:
         InputError: if the folder holds no run, or a file of it cannot be read.
+        ContractError: if its lineage was changed.
     """
     import jinja2
     from markupsafe import Markup
@@ -37,7 +39,6 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]]) -> str:
     asked = num_rounds(folder, settings)
     final = folder / "final.json"
     result = read_json(final) if final.exists() else None
-    lineage = read_json(folder / "run.json")["rounds"] if (folder / "run.json").exists() else []
     steps = {round: read_steps(folders[round] / "metrics.jsonl") for round in settled}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -64,7 +65,7 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]]) -> str:
         lane=(WIDTH, LANE, LABEL),
         fates=summary.fates(reports),
         examples=examples({round: folders[round] for round in settled}),
-        lineage=lineage,
+        lineage=read_records(folder / "run.json"),
         result=result,
     )
 
