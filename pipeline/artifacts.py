@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.entries import Entry
-from pipeline.files import read_json, replacing, write_json
+from pipeline.files import read_json, read_vouched, replacing, write_json, write_vouched
 from pipeline.fingerprints import differing_fields, refuse_other_fingerprint
 from stages.contracts import Contract
 from stages.errors import ContractError, StageError
@@ -31,6 +31,7 @@ MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint.json"
 _REFUSED = "refused.json"
 _SHARDS = "_shards"
+_RESTORE = "restore the file, or start a run of another name: --set run.name=…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +46,21 @@ class StageFolder:
     def begin(self, fingerprint: Mapping[str, Any]) -> None:
         """Claim the folder for a result made from `fingerprint`.
 
-        A claim without a published part, or on a result that was refused, gives way to another.
+        A claim without a published part, or on a result that was refused, gives way to another. Parts that nobody
+        claimed are what is left of a removal, and go.
 
         Raises:
             FingerprintError: if it holds parts of another result.
         """
         claim, refused = self.path / _FINGERPRINT, self.path / _REFUSED
-        if claim.exists() and not differing_fields(read_json(claim), fingerprint):
+        if not claim.exists():
+            self._drop_parts()
+        elif not differing_fields(read_json(claim), fingerprint):
             refused.unlink(missing_ok=True)
             return
-        if refused.exists():
-            shutil.rmtree(self.path)
-        elif claim.exists() and self.entries():
+        elif refused.exists():
+            self.drop()
+        elif self.entries():
             refuse_other_fingerprint(self.path, read_json(claim), fingerprint)
         write_json(claim, fingerprint)
 
@@ -71,8 +75,22 @@ class StageFolder:
         return read_json(claim) if claim.exists() else {}
 
     def drop(self) -> None:
-        """Remove the folder with all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the folder with all that is in it.
+
+        The claim goes last: however much is left of a removal, it never looks like another result's parts.
+        """
+        if self.path.exists():
+            self._drop_parts()
+            (self.path / _REFUSED).unlink(missing_ok=True)
+            shutil.rmtree(self.path)
+
+    def _drop_parts(self) -> None:
+        """Remove what is published: first what says that it is whole, then what vouches for it, then the parts."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        if (self.path / _SHARDS).exists():
+            shutil.rmtree(self.path / _SHARDS)
+        for part in self.path.glob("part-*.parquet"):
+            part.unlink()
 
     def is_closed(self) -> bool:
         return (self.path / MANIFEST).exists()
@@ -82,7 +100,7 @@ class StageFolder:
         return [shard for shard in range(num_shards) if not self._entry_file(shard).exists()]
 
     def close(self, num_shards: int) -> None:
-        """Write the manifest.
+        """Write the manifest, unless it says the same already.
 
         Raises:
             StageError: if a shard is missing.
@@ -92,16 +110,20 @@ class StageFolder:
                 str(self.path), wanted=f"{num_shards} shards", got=f"{missing[0]} is missing", fix="run again"
             )
         entries = [self.entry(shard) for shard in range(num_shards)]
-        write_json(
-            self.path / MANIFEST,
-            {
-                "contract": self.contract.name,
-                "version": self.contract.version,
-                "rows": sum(entry.rows for entry in entries),
-                "fingerprint": read_json(self.path / _FINGERPRINT),
-                "shards": [asdict(entry) for entry in entries],
-            },
-        )
+        manifest = {
+            "contract": self.contract.name,
+            "version": self.contract.version,
+            "rows": sum(entry.rows for entry in entries),
+            "fingerprint": read_json(self.path / _FINGERPRINT),
+            "shards": [asdict(entry) for entry in entries],
+        }
+        with suppress(ContractError):  # one that was changed is written anew, as its parts are
+            if self.is_closed() and self._manifest() == manifest:
+                return
+        write_vouched(self.path / MANIFEST, manifest)
+
+    def _manifest(self) -> dict[str, Any]:
+        return read_vouched(self.path / MANIFEST, "a stage's manifest", fix=_RESTORE)
 
     def entries(self) -> list[Entry]:
         """Every published part, in order."""
@@ -121,18 +143,21 @@ class StageFolder:
         for entry in self.entries():
             made_from = (source.entry_or_none(entry.shard) for source in sources)
             if not all(found is not None and found.sha256 in entry.parents for found in made_from):
-                self._entry_file(entry.shard).unlink()
-                (self.path / MANIFEST).unlink(missing_ok=True)
+                self._take_back(self._entry_file(entry.shard))
 
     def drop_damaged(self) -> list[str]:
         """Take back the parts that are not as they were published, to be made again; a line for each finding."""
         found = []
         for file in sorted((self.path / _SHARDS).glob("part-*.json")):
             if damage := self._damage(file):
-                file.unlink()
-                (self.path / MANIFEST).unlink(missing_ok=True)
+                self._take_back(file)
                 found.append(damage)
         return found
+
+    def _take_back(self, entry_file: Path) -> None:
+        """The manifest goes first: none is left that names a part which is to be made again."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        entry_file.unlink()
 
     def _damage(self, entry_file: Path) -> str:
         """What is wrong with a published part; nothing where it is whole."""
@@ -152,12 +177,12 @@ class StageFolder:
         """Check that a closed folder still holds what its manifest says, each part in its full length.
 
         Raises:
-            ContractError: naming the first file that is missing or differs.
+            ContractError: naming the first file that is missing, was changed or differs.
         """
         manifest = self.path / MANIFEST
         if not manifest.exists():
             raise _not_as_settled(manifest, "the manifest, as published", "no such file")
-        for wanted in read_json(manifest)["shards"]:
+        for wanted in self._manifest()["shards"]:
             file, entry = self.path / wanted["file"], self._entry_file(wanted["shard"])
             if not entry.exists() or asdict(Entry.read(entry)) != wanted:
                 got = "another" if entry.exists() else "no such file"
@@ -262,6 +287,4 @@ class StageFolder:
 
 def _not_as_settled(file: Path, wanted: str, got: str) -> ContractError:
     """Of a settled round, whose result later ones were made from: nothing of it is made anew."""
-    return ContractError(
-        str(file), wanted=wanted, got=got, fix="restore the file, or start a run of another name: --set run.name=…"
-    )
+    return ContractError(str(file), wanted=wanted, got=got, fix=_RESTORE)

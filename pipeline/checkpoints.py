@@ -8,8 +8,6 @@ the update goes on; all go once its policy is published.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 import time
@@ -19,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import MANIFEST
-from pipeline.files import read_json, sync, write_json
+from pipeline.files import read_vouched, sync, write_vouched
 from pipeline.fingerprints import differing_fields
-from stages.errors import InputError
+from stages.errors import ContractError
 from stages.update.config import UpdateConfig
 from stages.weights import file_sha256
 
@@ -79,7 +77,7 @@ class CheckpointFolder:
         for file in files:
             sync(file)
         manifest = {"fingerprint": self._fingerprint, "files": {file.name: file_sha256(file) for file in files}}
-        write_json(folder / MANIFEST, manifest | {"sha256": _hash(manifest)})
+        write_vouched(folder / MANIFEST, manifest)
         self._trusted = [*self._trusted, folder][-_KEPT:]
         for other in self._folder.glob("step-*"):
             if other not in self._trusted:
@@ -88,10 +86,8 @@ class CheckpointFolder:
     def _why_not(self, folder: Path) -> str | None:
         """Why a published one does not count; None: it does."""
         try:
-            manifest = read_json(folder / MANIFEST)
-        except InputError as error:
-            return f"{MANIFEST} is damaged ({error.got})"
-        if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _hash(manifest):
+            manifest = read_vouched(folder / MANIFEST, "a checkpoint's manifest", fix="delete its folder")
+        except ContractError:
             return f"{MANIFEST} is damaged"
         if fields := differing_fields(manifest["fingerprint"], self._fingerprint):
             return f"it is of another update, by {', '.join(fields)}"
@@ -117,7 +113,3 @@ def _remove(folder: Path) -> None:
     with suppress(OSError):
         (folder / MANIFEST).unlink()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _hash(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import read_json, write_json
-from stages.errors import ContractError, InputError
-
-_CHECK = "check"  # an entry's hash of itself
+from pipeline.files import read_vouched, write_vouched
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +41,9 @@ class Entry:
         Raises:
             ContractError: if it is not as it was written.
         """
-        try:
-            found = read_json(file)
-            check = found.pop(_CHECK)
-            entry = cls(**found)
-        except (InputError, AttributeError, KeyError, TypeError):
-            entry, check = None, None
-        if entry is None or check != entry._hash():
-            raise ContractError(
-                str(file),
-                wanted="a shard's entry, as published",
-                got="one that was changed",
-                fix="restore the file, or delete it to have the shard made again, and run again",
-            )
-        return entry
+        fix = "restore the file, or delete it to have the shard made again, and run again"
+        return cls(**read_vouched(file, "a shard's entry", fix=fix))
 
     def write(self, file: Path) -> None:
         """Publish it, with a hash of itself."""
-        write_json(file, asdict(self) | {_CHECK: self._hash()})
-
-    def _hash(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        write_vouched(file, asdict(self))

@@ -1,17 +1,20 @@
-"""Files put in place whole: written under another name, synced, renamed."""
+"""Files put in place whole: written under another name, synced, renamed; and those that vouch for themselves."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages.errors import InputError
+from stages.errors import ContractError, InputError
 from stages.faults import fault_point
+
+_CHECK = "check"  # a file's hash of itself
 
 
 @contextmanager
@@ -56,3 +59,34 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(str(file), wanted="JSON", got=str(error), fix="restore the file") from None
+
+
+def write_vouched(target: Path, value: Mapping[str, Any]) -> None:
+    """Put a JSON object in place whole, with a hash of itself by which `read_vouched` knows it."""
+    write_json(target, {**value, _CHECK: _hash(value)})
+
+
+def read_vouched(file: Path, wanted: str, *, fix: str) -> dict[str, Any]:
+    """What `write_vouched` put there.
+
+    Args:
+        wanted: what the file is, in words.
+        fix: what to do about one that was changed.
+
+    Raises:
+        ContractError: if it is not as it was written.
+    """
+    try:
+        found = read_json(file)
+    except InputError:
+        found = None
+    if not isinstance(found, dict) or found.pop(_CHECK, None) != _hash(found):
+        raise ContractError(
+            str(file), wanted=f"{wanted}, as published", got="one that was changed, or not written by this run", fix=fix
+        )
+    return found
+
+
+def _hash(value: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(value))  # keys in the order that they have when they are read again
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

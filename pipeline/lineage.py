@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import read_json, write_json
+from pipeline.files import read_vouched, write_vouched
 from stages.protocols import Weights
 
 
@@ -45,11 +45,9 @@ class Lineage:
 
     @classmethod
     def read(cls, file: Path) -> Lineage:
-        """The lineage in a run's folder; empty for a new run."""
-        if not file.exists():
-            return cls(file)
+        """The lineage in a run's folder; empty for a new run. Raises as `read_records`."""
         records = []
-        for found in read_json(file)["rounds"]:
+        for found in read_records(file):
             policies = {key: _weights(found[key], file.parent) for key in ("sampling", "start", "standing")}
             result = _weights(found["result"], file.parent) if found["result"] else None
             references = [_weights(reference, file.parent) for reference in found["references"]]
@@ -79,7 +77,7 @@ class Lineage:
         self._write()
 
     def _write(self) -> None:
-        write_json(self.file, {"rounds": [self._plain(found) for found in self.rounds]})
+        write_vouched(self.file, {"rounds": [self._plain(found) for found in self.rounds]})
 
     def _plain(self, record: RoundRecord) -> dict[str, Any]:
         folder = self.file.parent
@@ -95,6 +93,18 @@ class Lineage:
             "fingerprint": record.fingerprint,
             "is_dropped": record.is_dropped,
         }
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The settled rounds in a lineage file as plain JSON; none for a new run.
+
+    Raises:
+        ContractError: if it was changed.
+    """
+    if not file.exists():
+        return []
+    fix = "restore the file, or start a run of another name: --set run.name=…"
+    return read_vouched(file, "a run's lineage", fix=fix)["rounds"]  # type: ignore[no-any-return]
 
 
 def describe(weights: Weights, run_folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import MANIFEST
-from pipeline.files import read_json, sync, write_json
+from pipeline.files import read_vouched, sync, write_vouched
 from pipeline.fingerprints import differing_fields, refuse_other_fingerprint
 from stages.errors import ContractError
 from stages.protocols import Moments
@@ -32,50 +32,69 @@ def close_model(folder: Path, fingerprint: Mapping[str, Any], *, sha256: str, **
         if file.name != MANIFEST:
             sync(file)
             files[file.name] = known.get(file.name) or file_sha256(file)
-    write_json(folder / MANIFEST, {"fingerprint": fingerprint, "files": files, "sha256": sha256} | figures)
+    write_vouched(folder / MANIFEST, {"fingerprint": fingerprint, "files": files, "sha256": sha256} | figures)
+
+
+def model_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished model folder.
+
+    Raises:
+        ContractError: if it was changed.
+    """
+    fix = f"restore the file; where its round is not settled, delete {folder} to have it made again; "
+    fix += "or start a run of another name"
+    return read_vouched(folder / MANIFEST, "a model's manifest", fix=fix)
 
 
 def found_model(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
     """The manifest of a finished model folder, or None if it is unfinished.
 
     Raises:
+        ContractError: if it was changed.
         FingerprintError: if it was made from something else.
     """
     if not (folder / MANIFEST).exists():
         return None
-    manifest = read_json(folder / MANIFEST)
+    manifest = model_manifest(folder)
     refuse_other_fingerprint(folder, manifest["fingerprint"], fingerprint)
     return manifest
 
 
 def end_without_model(round_folder: Path, fingerprint: Mapping[str, Any], **figures: Any) -> None:
     """Note that a round's update was ended without a policy."""
-    write_json(round_folder / _ENDED, {"fingerprint": fingerprint} | figures)
+    write_vouched(round_folder / _ENDED, {"fingerprint": fingerprint} | figures)
 
 
 def ended_without_model(round_folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What was noted of a round's update that was ended without a policy; None of one made from something else."""
+    """What was noted of a round's update that was ended without a policy; None of one made from something else.
+
+    Raises:
+        ContractError: if the note was changed.
+    """
     file = round_folder / _ENDED
-    found = read_json(file) if file.exists() else None
-    return None if found is None or differing_fields(found["fingerprint"], fingerprint) else found
+    if not file.exists():
+        return None
+    fix = "restore the file, or delete it to have the update made again, and run again"
+    found = read_vouched(file, "the note of an update that was ended", fix=fix)
+    return None if differing_fields(found["fingerprint"], fingerprint) else found
 
 
 def found_moments(round_folder: Path) -> Moments | None:
     """AdamW's moments of the update that made a round's policy, where they were kept; those of another one are none."""
-    policy, optimizer = (round_folder / name / MANIFEST for name in ("policy", OPTIMIZER))
-    if not (policy.exists() and optimizer.exists()):
+    policy, optimizer = (round_folder / name for name in ("policy", OPTIMIZER))
+    if not ((policy / MANIFEST).exists() and (optimizer / MANIFEST).exists()):
         return None
-    made, kept = read_json(policy), read_json(optimizer)
-    return Moments(optimizer.parent, kept["sha256"]) if made["fingerprint"] == kept["fingerprint"] else None
+    made, kept = model_manifest(policy), model_manifest(optimizer)
+    return Moments(optimizer, kept["sha256"]) if made["fingerprint"] == kept["fingerprint"] else None
 
 
 def refuse_changed_model(folder: Path) -> None:
     """Check that a finished model folder is as its manifest says: weights, config, tokenizer.
 
     Raises:
-        ContractError: naming the first file that is missing or differs.
+        ContractError: naming the first file that is missing or differs, the manifest itself if it was changed.
     """
-    for name, wanted in read_json(folder / MANIFEST)["files"].items():
+    for name, wanted in model_manifest(folder)["files"].items():
         got = file_sha256(folder / name) if (folder / name).exists() else "no such file"
         if got != wanted:
             raise ContractError(

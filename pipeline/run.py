@@ -164,7 +164,8 @@ class Run:
     def _read_watched(self, number: int, file: Path) -> bool:
         """Read the prompts of the file that a round took; whether they can be used."""
         try:
-            if told := self._pools.prepare_whole(number, file, self.num_rounds):
+            is_same = self._watch.is_as_taken(number)
+            if told := self._pools.prepare_whole(number, file, self.num_rounds, is_same=is_same):
                 self.shop.console.line("", "prompts", f"{file}: {told}")
         except (InputError, OSError) as error:
             self._watch.refuse(file, str(error))
@@ -236,9 +237,9 @@ class Run:
             return None
 
         def give_up() -> None:
-            self._watch.refuse(file, "no pair could be made of its prompts")
             shutil.rmtree(self.folder / f"round-{number:04d}")
-            shutil.rmtree(self._pools[number].table.path)
+            self._pools[number].table.drop()
+            self._watch.refuse(file, "no pair could be made of its prompts")  # last: until then they are its own
 
         return give_up
 

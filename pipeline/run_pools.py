@@ -65,19 +65,24 @@ class RunPools:
         self._refuse_small(number, config)
         return told
 
-    def prepare_whole(self, number: int, file: Path, num_rounds: int) -> str:
+    def prepare_whole(self, number: int, file: Path, num_rounds: int, *, is_same: bool) -> str:
         """Read a file of which a round asks every prompt; what to tell of it, once.
+
+        Args:
+            is_same: whether the file is as the round took it; what was read of one that changed since stands.
 
         Raises:
             InputError: for anything in it that cannot be used.
+            FingerprintError: if what was read already is another file's, or was read in another way.
         """
         config = self._shop.config.for_round(number).prompts
         assert config is not None
         table, told = StageFolder(self._shop.folder / f"prompts-{number}", PROMPTS), ""
-        if not table.is_closed():
+        is_read = table.is_closed()
+        if is_same or not is_read:
             told = self._read(table, DataSource.found(file, key="--watch"), config, num_rounds)
         self._pools[number] = Pool(table, whole=True)
-        return told
+        return "" if is_read else told
 
     def drawn_before(self, number: int) -> list[int]:
         """How many prompts each earlier round drew from a round's pool."""

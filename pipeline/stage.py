@@ -72,10 +72,9 @@ class Stage:
         return sorted({shard for output in self.outputs for shard in output.missing(self.num_shards)})
 
     def end(self) -> list[Entry]:
-        """Close the outputs' manifests; the entries of the last."""
+        """Close the outputs' manifests, also one that speaks of other parts; the entries of the last."""
         for output in self.outputs:
-            if not output.is_closed():
-                output.close(self.num_shards)
+            output.close(self.num_shards)
         return self.outputs[-1].entries()
 
     def refuse(self, reason: str) -> None:

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from pipeline.artifacts import MANIFEST
 from pipeline.console import Console
-from pipeline.files import read_json
 from pipeline.find import find_prompt
 from pipeline.lineage import Lineage, RoundRecord
+from pipeline.model_folders import model_manifest
 from pipeline.reading import prompt_pools, published_files, round_folders, rows
 from pipeline.texts import cut, visible
 from stages.errors import InputError
@@ -175,11 +175,10 @@ class _Teller:
 
     def _update(self, path: Path, record: RoundRecord | None, part: str) -> Iterator[str]:
         """What became of the weights; `part` says what they were trained on, and whether this prompt was part of it."""
-        manifest = path / "policy" / MANIFEST
-        if not manifest.exists():
+        if not (path / "policy" / MANIFEST).exists():
             yield "  update     not yet"
             return
-        made = read_json(manifest)
+        made = model_manifest(path / "policy")
         update = made.get("update", {})
         start = f"{_sha(record.start.sha256)} -> " if record else ""
         yield (

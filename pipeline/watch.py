@@ -34,6 +34,11 @@ class Watch:
         """The file that a round took."""
         return next((Path(entry["file"]) for entry in self._entries() if entry["round"] == round), None)
 
+    def is_as_taken(self, round: int) -> bool:
+        """Whether the file that a round took is still there and did not change."""
+        taken = next(entry for entry in self._entries() if entry["round"] == round)
+        return _changed_ns(Path(taken["file"])) == taken["changed_ns"]
+
     def num_taken(self, *, among: int | None = None) -> int:
         """How many rounds took a file; `among`: only of the first so many."""
         rounds = [entry["round"] for entry in self._entries() if entry["round"] is not None]

@@ -12,7 +12,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from pipeline.evaluate import Z95, mean_with_error
+from pipeline import student_t
+from pipeline.evaluate import mean_with_error
 from pipeline.page.charts import Chart, Series
 from pipeline.page.curves import Report, finite
 from pipeline.reading import published_files, rows
@@ -39,7 +40,7 @@ def round_curves(reports: Sequence[Report], folders: Mapping[int, Path]) -> list
         curve(
             "Reward",
             f"mean over held-out prompts; {_INTERVAL}",
-            Series("reward", values("reward"), [None if se is None else Z95 * se for se in values("reward_se")]),
+            Series("reward", values("reward"), [_reward_width(found) for found in figures]),
         ),
         *[
             curve(
@@ -82,6 +83,12 @@ def _holdout(figures: Report, name: str) -> float | None:
     return finite(figures.get("holdout", {}).get(name))
 
 
+def _reward_width(figures: Report) -> float | None:
+    """Half of the mean reward's 95% interval."""
+    se, num = finite(figures.get("reward_se")), figures.get("num_prompts", 0)
+    return None if se is None or num < 2 else student_t.quantile(0.025, df=num - 1) * se
+
+
 def _win_rate_width(figures: Report) -> float | None:
     """Half of the interval against the first policy; none for that policy itself."""
     found = figures.get("against", {}).get("first", {}).get("win_rate", {})
@@ -100,5 +107,5 @@ def _half_widths(evaluation: Path) -> HalfWidths:
     samples["length"] = [
         float(row["length"]) for row in rows(published_files(evaluation / "candidates"), columns=length)
     ]
-    errors = {name: mean_with_error(found)["se"] for name, found in samples.items()}
-    return {name: None if se is None else Z95 * se for name, se in errors.items()}
+    found = {name: mean_with_error(sample) for name, sample in samples.items()}
+    return {name: None if of["low"] is None else (of["high"] - of["low"]) / 2 for name, of in found.items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import read_json
+from pipeline.lineage import read_records
 from pipeline.page import spreads, summary
 from pipeline.page.curves import about_falling, read_steps, step_curves
 from pipeline.page.decisions import decisions
@@ -33,13 +34,13 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]], *, room: Room = PAG
 
     Raises:
         InputError: if the folder holds no run, or a file of it cannot be read.
+        ContractError: if its lineage was changed.
     """
     folders, settings = round_folders(folder), run_settings(folder)
     settled = [report["round"] for report in reports if report["round"]]
     asked = num_rounds(folder, settings)
     final = folder / "final.json"
     result = read_json(final) if final.exists() else None
-    lineage = read_json(folder / "run.json")["rounds"] if (folder / "run.json").exists() else []
     steps = {round: read_steps(folders[round] / "metrics.jsonl") for round in settled}
     rows = browser_rows(folder, {report["round"]: folders[report["round"]] for report in reports}, room)
     command_folder = _as_configured(folder, settings)
@@ -67,7 +68,7 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]], *, room: Room = PAG
         whole_page=room == PAGE_ROOM,
         trace=f"prefloop trace {command_folder}",
         examples=examples({round: folders[round] for round in settled}),
-        lineage=lineage,
+        lineage=read_records(folder / "run.json"),
         result=result,
     )
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from killed import killed_after
 
 from pipeline.artifacts import StageFolder
-from pipeline.files import read_json
-from pipeline.model_folders import OPTIMIZER, close_model, found_model, found_moments, refuse_changed_model
+from pipeline.files import read_json, read_vouched, write_vouched
+from pipeline.lineage import Lineage, RoundRecord
+from pipeline.model_folders import (
+    OPTIMIZER,
+    close_model,
+    end_without_model,
+    ended_without_model,
+    found_model,
+    found_moments,
+    refuse_changed_model,
+)
+from pipeline.stage import Stage
 from stages.contracts import FATES
 from stages.errors import ContractError, FingerprintError, StageError
+from stages.protocols import Weights
 from stages.weights import weights_sha256
 
 
@@ -165,6 +178,109 @@ def test_a_model_folder_counts_once_its_manifest_is_there(tmp_path):
     assert found_model(tmp_path, {"seed": 1})["sha256"] == sha256
     with pytest.raises(FingerprintError):
         found_model(tmp_path, {"seed": 2})
+
+
+@pytest.mark.parametrize("removals", range(1, 9))
+@pytest.mark.parametrize("claimed_next", ["the same", "another"])
+@pytest.mark.parametrize("how", ["dropped", "refused"])
+def test_of_a_removal_cut_short_nothing_is_taken_for_another_result(folder, monkeypatch, how, removals, claimed_next):
+    mine, other = {"pair": {"min_margin": 0.5}, "seed": 0}, {"pair": {"min_margin": 0.1}, "seed": 0}
+    parts = [folder.publish(shard, table("tied")) for shard in range(2)]
+    folder.close(2)
+    if how == "refused":
+        folder.refuse("no pair")
+    with killed_after(removals, monkeypatch):
+        folder.drop() if how == "dropped" else folder.begin(other)
+    if claimed_next == "the same":
+        folder.begin(mine)
+        assert all(entry in parts for entry in folder.entries())
+    else:
+        if how == "dropped" and folder.claimed() == mine:
+            folder.drop()
+        folder.begin(other)
+        assert folder.missing(2) == [0, 1] and not list(folder.path.glob("part-*"))
+    assert not folder.is_closed()
+
+
+@pytest.mark.parametrize("why", ["damaged", "stale"])
+def test_a_part_taken_back_never_leaves_a_manifest_that_names_it(folder, monkeypatch, why):
+    part = folder.publish(0, table("tied"))
+    folder.close(1)
+    if why == "damaged":
+        (folder.path / part.file).write_bytes(b"")
+    with killed_after(1, monkeypatch):
+        folder.drop_damaged() if why == "damaged" else folder.drop_stale([StageFolder(folder.path / "none", FATES)])
+    assert not folder.is_closed()
+
+
+def test_a_manifest_of_other_parts_is_written_anew_and_one_of_these_is_left_alone(folder):
+    folder.publish(0, table("tied"))
+    folder.close(1)
+    manifest = folder.path / "manifest.json"
+    before = manifest.stat()
+    folder.close(1)
+    assert manifest.stat() == before
+    (folder.path / "_shards" / "part-00000.json").unlink()
+    folder.publish(0, table("paired"))
+    stage = Stage("pair", [folder], folder.claimed(), 1, lambda _: [], lambda _: None, print)
+    assert stage.end() == folder.entries()
+    folder.refuse_changed()
+
+
+def test_parts_that_nobody_claimed_are_made_again(folder):
+    folder.publish(0, table())
+    folder.close(1)
+    (folder.path / "fingerprint.json").unlink()
+    folder.begin({"pair": {"min_margin": 0.1}, "seed": 0})
+    assert folder.missing(1) == [0] and not folder.is_closed()
+
+
+def closed_stage(tmp_path):
+    folder = StageFolder(tmp_path / "fates", FATES)
+    folder.begin({"seed": 0})
+    folder.publish(0, table())
+    folder.close(1)
+    return folder.path / "manifest.json", folder.refuse_changed
+
+
+def finished_model(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    close_model(tmp_path, {"seed": 0}, sha256="ab" * 32, master_sha256=None, update={"num_steps": 2})
+    return tmp_path / "manifest.json", lambda: (found_model(tmp_path, {"seed": 0}), refuse_changed_model(tmp_path))
+
+
+def ended_update(tmp_path):
+    end_without_model(tmp_path, {"seed": 0}, update={"ended": "the loss was not finite"})
+    return tmp_path / "update_ended.json", lambda: ended_without_model(tmp_path, {"seed": 0})
+
+
+def settled_round(tmp_path):
+    policy = Weights(tmp_path / "round-0001" / "policy", "ab" * 32, 1)
+    file = tmp_path / "run.json"
+    Lineage(file).settle(RoundRecord(1, policy, policy, [policy], policy, policy, "promote", "why", {"seed": 0}))
+    return file, lambda: Lineage.read(file)
+
+
+@pytest.mark.parametrize("make", [closed_stage, finished_model, ended_update, settled_round])
+def test_no_bit_of_what_vouches_for_a_result_changes_unseen(tmp_path, make):
+    file, use = make(tmp_path)
+    whole, wanted = file.read_bytes(), use()
+    flips = [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(len(whole))]
+    by_hand = [b"", b"{}", b"[]", whole[:-9], json.dumps(read_json(file) | {"check": None}).encode()]
+    refusals = []
+    for content in (*flips, *by_hand):
+        file.write_bytes(content)
+        try:
+            assert use() == wanted, "only the space between its words changed"
+        except ContractError as error:
+            refusals.append(error)
+    assert {error.where for error in refusals} == {str(file)} and "restore the file" in refusals[0].fix
+    assert len(refusals) > 0.6 * len(flips)
+
+
+def test_keys_that_are_numbers_are_vouched_for_as_they_are_read_again(tmp_path):
+    write_vouched(tmp_path / "a.json", {"by round": {10: "b", 9: (1, 2)}})
+    assert read_vouched(tmp_path / "a.json", "a file", fix="") == {"by round": {"10": "b", "9": [1, 2]}}
 
 
 @pytest.mark.parametrize("gone", ["manifest.json", "_shards/part-00001.json", "part-00001.parquet"])

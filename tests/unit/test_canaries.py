@@ -17,6 +17,7 @@ from here import workshop
 
 from pipeline.artifacts import StageFolder
 from pipeline.config_file import load_config
+from pipeline.lineage import Lineage
 from pipeline.run import Run
 from pipeline.trace import show_trace
 from stages.contracts import PROMPTS
@@ -173,7 +174,7 @@ def test_as_a_published_table(tmp_path, song):
 def test_in_a_runs_folder(tmp_path, song, name):
     file = tmp_path / "run" / name
     (tmp_path / "run" / "round-0001").mkdir(parents=True)
-    (tmp_path / "run" / "run.json").write_text(json.dumps({"rounds": []}))
+    Lineage(tmp_path / "run" / "run.json").drop([])
     file.write_bytes(pickle.dumps(Canary(song)))
     with suppress(PrefloopError):
         show_trace(tmp_path / "run", "00ff", full=True)

@@ -205,8 +205,7 @@ def nothing_promoted(run):
     lineage = Lineage.read(run / "run.json")
     first = lineage.rounds[0].start
     held = [replace(r, standing=first, decision="hold", reason="it fell & fell") for r in lineage.rounds]
-    write_json(run / "run.json", {"rounds": []})
-    again = Lineage.read(run / "run.json")
+    again = Lineage(run / "run.json")
     for record in (replace(held[0], result=None), held[1]):
         again.settle(record)
         file = run / f"round-{record.round:04d}" / "report.json"

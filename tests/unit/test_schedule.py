@@ -7,11 +7,14 @@ import threading
 import time
 
 import pytest
+from killed import killed_after
+from policy_cases import shop_of
 
+from pipeline.run import Run
 from pipeline.schedule import add_rounds, asked_rounds, parse_addition, reason_to_stop
 from pipeline.sections import StopConfig
 from pipeline.watch import Watch
-from stages.errors import ConfigError
+from stages.errors import ConfigError, FingerprintError
 
 
 def test_rounds_are_added_to_a_finished_run(tmp_path):
@@ -130,3 +133,59 @@ def test_a_file_that_is_still_written_is_waited_for(tmp_path):
     started = time.monotonic()
     assert watch.next_file() == tmp_path / "growing.jsonl"
     assert time.monotonic() - started > 0.4
+
+
+def given_up(models, tmp_path):
+    """A run whose first round has read the watched file ``a.jsonl``; ``b.jsonl`` is newer."""
+    drop = tmp_path / "in"
+    drop.mkdir()
+    for at, name in enumerate("ab"):
+        (drop / f"{name}.jsonl").write_text(f'{{"prompt": "of {name}"}}\n{{"prompt": "more of {name}"}}\n')
+        os.utime(drop / f"{name}.jsonl", (at, at))
+    run = watching(models, tmp_path)
+    run._watch.take(drop / "a.jsonl", round=1)
+    assert run._read_watched(1, drop / "a.jsonl")
+    (run.folder / "round-0001" / "candidates").mkdir(parents=True)
+    (run.folder / "round-0001" / "candidates" / "part-00000.parquet").touch()
+    return run
+
+
+def watching(models, tmp_path):
+    return Run(shop_of(models, into=tmp_path / "run"), watched=tmp_path / "in")
+
+
+def asked_in(run, number):
+    return sorted(run._pools[number].table.read(0)["prompt"].to_pylist())
+
+
+@pytest.mark.parametrize("removals", range(1, 8))
+def test_however_a_file_is_given_up_the_next_one_asks_its_own_prompts(models, tmp_path, monkeypatch, removals):
+    run = given_up(models, tmp_path)
+    with killed_after(removals, monkeypatch):
+        run._giving_up(1)()
+    again = watching(models, tmp_path)
+    if again._watch.file_of(1) is not None:
+        assert again._read_watched(1, again._watch.file_of(1))
+        assert asked_in(again, 1) == ["more of a", "of a"]
+        (again.folder / "round-0001").mkdir(exist_ok=True)  # by its stages, done again
+        again._giving_up(1)()
+    file = again._watch.next_file()
+    again._watch.take(file, round=1)
+    assert again._read_watched(1, file)
+    assert asked_in(again, 1) == ["more of b", "of b"]
+
+
+def test_what_was_read_of_another_file_is_refused_and_of_one_that_changed_since_it_stands(models, tmp_path, capsys):
+    run = given_up(models, tmp_path)
+    a, b = (tmp_path / "in" / f"{name}.jsonl" for name in "ab")
+    os.utime(a, (2, 2))
+    a.write_text('{"prompt": "changed"}\n')
+    again = watching(models, tmp_path)
+    capsys.readouterr()
+    assert again._read_watched(1, a) and asked_in(again, 1) == ["more of a", "of a"]
+    a.unlink()
+    assert again._read_watched(1, a) and not capsys.readouterr().out, "it is told once"
+    run._watch.refuse(a, "given up, but its prompts were left")
+    run._watch.take(b, round=1)
+    with pytest.raises(FingerprintError, match="prompts-1"):
+        watching(models, tmp_path)._read_watched(1, b)
