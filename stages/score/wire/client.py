@@ -37,11 +37,12 @@ class Refused(Exception):
     Args:
         reason: in words.
         lasting: whether the same request would be refused again, so that it says nothing about the server.
+        wait_s: what the server asks to be given before the next try.
     """
 
-    def __init__(self, reason: str, *, lasting: bool = False) -> None:
+    def __init__(self, reason: str, *, lasting: bool = False, wait_s: float | None = None) -> None:
         super().__init__(reason)
-        self.reason, self.lasting = reason, lasting
+        self.reason, self.lasting, self.wait_s = reason, lasting, wait_s
 
 
 class _Unreachable(Exception):
@@ -107,7 +108,7 @@ class Client:
             except Refused as refused:
                 if refused.lasting:
                     raise
-                last, wait_s = refused, getattr(refused, "wait_s", None)
+                last, wait_s = refused, refused.wait_s
             except _Unreachable as error:
                 last = error
             if attempt + 1 < tries:
@@ -151,9 +152,8 @@ class Client:
                 "address": f"check url; it is asked by POST at {self._url}",
             }
             return self._give_up(got, fix[kind])
-        refused = Refused(got, lasting=status not in _PASSING and status < 500)
-        refused.wait_s = _asked_wait(reply.headers.get("retry-after"))  # type: ignore[attr-defined]
-        return refused
+        lasting = status not in _PASSING and status < 500
+        return Refused(got, lasting=lasting, wait_s=_asked_wait(reply.headers.get("retry-after")))
 
     def _suspect(self, refused: Refused) -> None:
         """Count a failure; after several in a row, ask what went well before, or give up."""
