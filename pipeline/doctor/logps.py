@@ -45,6 +45,7 @@ def trainer_logps(
     from stages.update.rows import AnswerRow
     from stages.update.worker import Trainer
 
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed asks for them
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     trainer = Trainer(config, dtype=dtype, pad_token=pad_token, num_threads=len(os.sched_getaffinity(0)))
     trainer.load(Weights.found(folder, round=0))
