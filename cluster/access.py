@@ -1,4 +1,7 @@
-"""Who may use a cluster: one that takes work without a token takes it from anybody who reaches its port."""
+"""Who may use a cluster: one that takes work without a token takes it from anybody who reaches its port.
+
+Only one that refuses Ray's own status command for want of a token is used; whatever else comes back counts against it.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,45 @@ from cluster.config import ClusterConfig
 from cluster.errors import Unprotected
 
 _LOOK_S = 30.0
+_REFUSAL = "InvalidAuthToken"  # of Ray, in what its command prints
 
 
 def refuse_unprotected(config: ClusterConfig) -> None:
-    """Refuse a cluster that answers to whoever asks, unless the config allows it.
-
-    Ray's own status command asks it without a token; behind ``ray://`` only this side's settings can be seen.
+    """Refuse a cluster that was not seen to ask for a token, unless the config allows it.
 
     Raises:
-        Unprotected: if the cluster asks for no token, or none would be shown.
+        Unprotected: with what was seen.
     """
     if config.address == "local" or config.allow_unauthenticated:
         return
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         raise Unprotected(config.address, "RAY_AUTH_MODE is not token here")
-    if not config.address.startswith("ray://") and _answers_without_token(config.address):
-        raise Unprotected(config.address, "it answers without a token")
+    if config.address.startswith("ray://"):
+        raise Unprotected(config.address, "whether it asks for a token cannot be seen behind ray://")
+    if reason := _answer_without_token(config.address):
+        raise Unprotected(config.address, reason)
 
 
-def _answers_without_token(address: str) -> bool:
+def _answer_without_token(address: str) -> str:
+    """What a cluster answers to whoever has no token, in words; empty where it refuses."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "status"]
     if address != "auto":
         command += ["--address", address]
     without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     try:
         asked = subprocess.run(
-            command, env=without | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, timeout=_LOOK_S, check=False
+            command,
+            env=without | {"RAY_AUTH_MODE": "disabled"},
+            capture_output=True,
+            text=True,
+            timeout=_LOOK_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        return False
-    return asked.returncode == 0
+        return f"without a token it gave no answer within {_LOOK_S:g} s"
+    if asked.returncode == 0:
+        return "it answers without a token"
+    if _REFUSAL in asked.stdout + asked.stderr:
+        return ""
+    lines = (asked.stderr or asked.stdout).strip().splitlines() or ["nothing"]
+    return f"whether it asks for a token could not be seen: {lines[-1][:200]}"

@@ -23,7 +23,8 @@ class News:
     Attributes:
         reports: since the last look.
         outcome: what it returned, or a refusal; None as long as it goes on.
-        silent_s: seconds since the group's last sign of life, a report or that it took a job; None: it has none now.
+        silent_s: seconds since the group's last sign of life: a report, that it took a job, or came up to take one;
+            None: no job is open, or no group is there.
         num_groups: how often a group has come up.
         built_at: when one has built its state since the last look, in seconds since 1970.
     """
@@ -53,6 +54,8 @@ class Mailbox:
 
     async def put(self, job: GroupJob) -> None:
         self._jobs.append(job)
+        if self._ranks:
+            self._alive_at = time.monotonic()
         self._wake()
 
     async def close(self) -> None:
@@ -71,13 +74,17 @@ class Mailbox:
     async def ranks(self) -> list[Any]:
         """The actors of the group that came up last, of which no sign of life is awaited any more."""
         self._alive_at = None
-        return list(self._ranks.values())
+        found = list(self._ranks.values())
+        self._ranks = {}
+        return found
 
     # ---- the ranks' side --------------------------------------------------------------------------------------------
 
     async def enter(self, rank: int, actor: Any) -> None:
-        """A rank is there."""
+        """A rank is there, to take the open job, if one is."""
         self._ranks[rank] = actor
+        if len(self._jobs) > len(self._outcomes):
+            self._alive_at = time.monotonic()
 
     async def built(self, at: float) -> None:
         """Rank 0 has built its state."""

@@ -47,6 +47,13 @@ class Searching(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class GoOn:
+    """What a job that is not done returns to a pool: it is given out again, with all the time that a job has."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
 class Patience:
     """How much is put up with.
 
@@ -112,6 +119,7 @@ class Workers(ABC):
     def __init__(self, patience: Patience, watcher: Watcher) -> None:
         self.patience, self._watcher = patience, watcher
         self._num_jobs = 0
+        self.idle_since: float | None = None  # since when nobody works, and some are coming up
 
     def map(self, jobs: Sequence[Job]) -> Iterator[Any]:
         """Results as jobs end, in no particular order.
@@ -199,11 +207,15 @@ def news_within(workers: Sequence[Workers], timeout_s: float | None) -> tuple[Wo
     ends = began + (math.inf if timeout_s is None else timeout_s)
     while True:
         dues = [each.due for each in waiting if each.due is not None]
-        comes_up = math.inf if dues else began + min(each.patience.start_timeout_s for each in waiting)
+        for each in waiting:
+            each.idle_since = None if dues else each.idle_since or time.monotonic()
+        comes_up = min((each.idle_since or math.inf) + each.patience.start_timeout_s for each in waiting)
         until = min(ends, comes_up, *dues)
         left_s = None if math.isinf(until) else max(0.0, until - time.monotonic())
         done, _ = ray.wait(list(owners), num_returns=1, timeout=left_s)
         if done:
+            for each in waiting:
+                each.idle_since = None
             return owners[done[0]], done[0]
         for each in waiting:
             each.end_late()

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
-from ray.exceptions import RayError
-
-from cluster.errors import ClusterError, NodeLost
+from cluster.errors import NodeLost
 
 _LOOK_S = 0.2
+_AGAIN_S = 3.0  # between two signals, should what the first one raised have been swallowed
 _SIGNAL = signal.SIGUSR1  # wakes the main thread where it waits inside Ray, as Ctrl-C does
 
 
@@ -30,7 +29,7 @@ def watched_node() -> Iterator[None]:
         while not over.wait(_LOOK_S):
             if _ended(processes) and not over.is_set():
                 signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
-                return
+                over.wait(_AGAIN_S)
 
     def tell(_number: int, _frame: FrameType | None) -> None:
         if reason := _ended(processes):
@@ -41,7 +40,7 @@ def watched_node() -> Iterator[None]:
     watcher.start()
     try:
         yield
-    except (ClusterError, RayError) as error:  # what dies with it may be noticed first
+    except Exception as error:  # what dies with it may be noticed first, and Ray wraps what is raised while it waits
         if reason := _ended(processes):
             raise NodeLost(reason) from error
         raise

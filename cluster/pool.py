@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from cluster.errors import KeptWaiting, WorkerLost
-from cluster.mapper import Attempt, Job, Outcome, Patience, Watcher, Workers, first_news, result_of, waited_for
+from cluster.mapper import Attempt, GoOn, Job, Outcome, Patience, Watcher, Workers, first_news, result_of, waited_for
 from cluster.resources import Resources
 from cluster.session import redirect_output
 from cluster.timing import Timed, timed
@@ -135,6 +135,10 @@ class Pool(Workers):
             self._idle.append(index)
             raise
         self._idle.append(index)
+        if isinstance(value.value, GoOn):
+            self._waiting.appendleft(replace(attempt, job=value.value.job))
+            self._give_out()
+            return None
         self._give_out()
         return Outcome(attempt.number, self._noted_on(index, attempt.job, value))
 

@@ -94,8 +94,10 @@ def session(
             yield Devices(cpus=int(have.get("CPU", 0)), gpus=int(have.get("GPU", 0)))
     except NodeLost:  # a farewell would wait for it; what is left of it ends with this process
         raise
-    except BaseException:
+    except BaseException as error:
         ray.shutdown()
+        if isinstance(error.__cause__, KeyboardInterrupt):  # raised while Ray waited, which makes a SystemError of it
+            raise error.__cause__ from None
         raise
     ray.shutdown()
 

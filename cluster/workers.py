@@ -148,7 +148,8 @@ class TrainingGroup:
 
     def _tell_groups(self, news: News) -> None:
         if news.num_groups > max(1, self._num_groups):
-            self._watcher.on_death(self._lost())
+            died = WorkerLost("training group", self._log, "a rank died; trainer.log beside it says which")
+            self._watcher.on_death(self._lost() if self._hung else died)
             self._hung = False
         self._num_groups = news.num_groups
         self._built_at = news.built_at or self._built_at

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.artifacts import StageFolder
 from pipeline.collect import Collector
 from pipeline.figures import Figures
 from pipeline.round_context import RoundContext
@@ -53,8 +52,8 @@ class Ahead:
         while not self.is_done:
             self.pump()
 
-    def result(self) -> StageFolder:
-        """The pairs, or groups.
+    def join(self) -> None:
+        """Go on to the end.
 
         Raises:
             PrefloopError: what it refused.
@@ -62,4 +61,3 @@ class Ahead:
         self.finish()
         if self._refusal is not None:
             raise self._refusal
-        return self._collector.end()

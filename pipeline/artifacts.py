@@ -10,83 +10,27 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.entries import Entry
 from pipeline.files import read_json, replacing, write_json
 from pipeline.fingerprints import differing_fields, refuse_other_fingerprint
 from stages.contracts import Contract
-from stages.errors import ContractError, InputError, StageError
+from stages.errors import ContractError, StageError
 from stages.weights import file_sha256
 
 MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint.json"
 _REFUSED = "refused.json"
 _SHARDS = "_shards"
-_CHECK = "check"  # an entry's hash of itself
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A published part.
-
-    Attributes:
-        shard: its number.
-        file: its name in the stage's folder.
-        sha256, bytes, rows: of the file.
-        contract, version: of its table.
-        parents: sha256 of the parts it was made from.
-        drops: what the stage left out of it, as plain JSON records.
-        stats: figures about its rows, summed over shards in reports.
-    """
-
-    shard: int
-    file: str
-    sha256: str
-    bytes: int
-    rows: int
-    contract: str
-    version: int
-    parents: list[str]
-    drops: list[dict[str, Any]] = field(default_factory=list)
-    stats: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, file: Path) -> Entry:
-        """A published entry.
-
-        Raises:
-            ContractError: if it is not as it was written.
-        """
-        try:
-            found = read_json(file)
-            check = found.pop(_CHECK)
-            entry = cls(**found)
-        except (InputError, AttributeError, KeyError, TypeError):
-            entry, check = None, None
-        if entry is None or check != entry._hash():
-            raise ContractError(
-                str(file),
-                wanted="a shard's entry, as published",
-                got="one that was changed",
-                fix="restore the file, or delete it to have the shard made again, and run again",
-            )
-        return entry
-
-    def write(self, file: Path) -> None:
-        """Publish it, with a hash of itself."""
-        write_json(file, asdict(self) | {_CHECK: self._hash()})
-
-    def _hash(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

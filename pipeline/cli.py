@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -223,6 +224,8 @@ def _answer_for(work: Callable[[], Any]) -> None:
     except PrefloopError as error:
         _leave(str(error), 2 if isinstance(error, ConfigError) else 1)
     except WorkerLost as error:
+        if _is_full(error.log.parent):
+            _leave(_full_disk(f"No space left on device, under {error.log.parent}"), 1)
         _leave(f"{error}\n  fix:    read the log; the same command carries on where this one stopped", 1)
     except NodeLost as error:
         fix = (
@@ -256,13 +259,20 @@ def _answer_for(work: Callable[[], Any]) -> None:
         _leave("interrupted; the same command carries on where this one stopped", 130)
     except Exception as error:  # the last line before the user
         if _is_for_want_of_room(error):
-            fix = (
-                "make room there, or let run.keep drop old policies; the same command carries on where this one stopped"
-            )
-            _leave(f"a full disk\n  wanted: room to write\n  got:    {error}\n  fix:    {fix}", 1)
+            _leave(_full_disk(str(error)), 1)
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
         first_line = (str(error).splitlines() or [""])[0]
         _leave(f"a mistake in prefloop: {type(error).__name__}: {first_line}{notes}", 70)
+
+
+def _full_disk(got: str) -> str:
+    fix = "make room there, for example with prefloop clean; the same command carries on where this one stopped"
+    return f"a full disk\n  wanted: room to write\n  got:    {got}\n  fix:    {fix}"
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether there is no room for a log's last words."""
+    return folder.exists() and shutil.disk_usage(folder).free < 1 << 16
 
 
 def _is_for_want_of_room(error: BaseException | None) -> bool:

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.artifacts import Entry
 from pipeline.console import duration, share
+from pipeline.entries import Entry
 
 Figures = dict[str, Any]
 

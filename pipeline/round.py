@@ -87,9 +87,9 @@ class Round:
         """Sample with `policy`, score and pair; see `Collector.collect`."""
         if self._ahead is None:
             return self.data.collect(policy)
-        found = self._ahead.result()
+        self._ahead.join()
         self._at.figures.update(self._ahead.figures)
-        return found
+        return self.data.end()
 
     def reference_logps(self, data: StageFolder, references: Sequence[tuple[str, Weights]]) -> References:
         """The log-probs of all answers to train on under each reference; see `Updater.reference_logps`."""

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 from cluster.flow import MOST_AHEAD, Flow, Step, StepFailed
 from cluster.mapper import Workers
-from pipeline.artifacts import Entry, StageFolder
+from pipeline.artifacts import StageFolder
 from pipeline.console import Bar, Console, Stopwatch
+from pipeline.entries import Entry
 from stages.errors import PrefloopError
 from stages.faults import fault_point
 

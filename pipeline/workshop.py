@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import figures
-from pipeline.artifacts import Entry, StageFolder
+from pipeline.artifacts import StageFolder
 from pipeline.config import Config
 from pipeline.console import Bar, Console
 from pipeline.crew import Crew
 from pipeline.engine_sync import EngineSync
+from pipeline.entries import Entry
 from pipeline.jobs import answers as jobs
 from pipeline.sources import RewardSource, Sources
 from pipeline.stage import Done, Mapper, Stage, run_stage

@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import Entry, StageFolder
+from cluster.mapper import GoOn
+from pipeline.artifacts import StageFolder
+from pipeline.entries import Entry
 from pipeline.jobs.quarantine import SearchedShard, without_prompts
 from stages.faults import fault_point
 from stages.protocols import Reward, Sampler, Weights
@@ -33,7 +35,7 @@ class SampleShard(SearchedShard):
     config: SampleConfig
     draw: Draw
 
-    def __call__(self, sampler: Sampler) -> Entry:
+    def __call__(self, sampler: Sampler) -> Entry | GoOn:
         here = [self.out.path, f"shard-{self.shard}"]
         fault_point("sample.start", here)
         if (done := self.done()) is not None:
@@ -44,14 +46,15 @@ class SampleShard(SearchedShard):
         def answers_to(asked: pa.Table) -> tuple[pa.Table, list[Dropped]]:
             return sample(asked, sampler, self.config, weights=self.weights, draw=self.draw)
 
-        set_aside = self.set_aside(prompts, answers_to)
-        table, dropped = answers_to(without_prompts(prompts, set_aside))
+        if (search := self.searched(prompts, answers_to)) is not None:
+            return search
+        table, dropped = answers_to(without_prompts(prompts, self.set_aside))
         fault_point("sample.middle", here)
         finished = Counter(table["finish_reason"].to_pylist())
         return self.published(
             table,
             parents=[self.prompts.entry(self.shard)],
-            drops=[*dropped, *set_aside],
+            drops=[*dropped, *self.set_aside],
             stats={
                 "prompts": prompts.num_rows,
                 "tokens": sum(len(ids) for ids in table["response_token_ids"].to_pylist()),
@@ -68,7 +71,7 @@ class ScoreShard(SearchedShard):
     candidates: StageFolder
     round: int
 
-    def __call__(self, rewards: Sequence[Reward]) -> Entry:
+    def __call__(self, rewards: Sequence[Reward]) -> Entry | GoOn:
         here = [self.out.path, f"shard-{self.shard}"]
         fault_point("score.start", here)
         if (done := self.done()) is not None:
@@ -79,8 +82,9 @@ class ScoreShard(SearchedShard):
             mine = candidates.filter(pc.is_in(candidates["prompt_id"], asked["prompt_id"]))
             return judge(asked, mine, rewards, round=self.round)
 
-        set_aside = self.set_aside(prompts, rewards_of)
-        found = rewards_of(without_prompts(prompts, set_aside))
+        if (search := self.searched(prompts, rewards_of)) is not None:
+            return search
+        found = rewards_of(without_prompts(prompts, self.set_aside))
         table = with_unscored(found.table, candidates, round=self.round)
         for response_id, reason in found.reasons.items():
             print(f"no reward for answer {response_id}: {reason}")  # into this worker's log
@@ -88,7 +92,7 @@ class ScoreShard(SearchedShard):
         return self.published(
             table,
             parents=[self.prompts.entry(self.shard), self.candidates.entry(self.shard)],
-            drops=[*set_aside, *found.without_reward()],
+            drops=[*self.set_aside, *found.without_reward()],
             stats=_reward_stats(found.table) | reason_stats(found.reasons.values()),
         )
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.artifacts import Entry, StageFolder
+from pipeline.artifacts import StageFolder
+from pipeline.entries import Entry
 from pipeline.jobs.training import ScoreRows, logp_sums
 from stages.errors import StageError
 from stages.update.rows import AnswerRow, reference_table

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.artifacts import Entry, StageFolder
+from pipeline.artifacts import StageFolder
+from pipeline.entries import Entry
 from pipeline.pair_files import pair_rows
 from pipeline.prompt_files import Part, read_rows
 from pipeline.prompts import Form, HeldOut, count_changed, distinct, draw, prompt_rows, questions

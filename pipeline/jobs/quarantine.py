@@ -2,28 +2,37 @@
 
 A shard whose workers died again and again is gone through prompt by prompt, nothing of it published. A journal beside
 the shards' entries says which prompt is being tried; the one that was tried when the worker died is set aside, and the
-search goes on after it. Then the shard is made as one batch without those: no bit of it depends on the search.
+search goes on after it. Then the shard is made as one batch without those: no bit of it depends on the search. A search
+is parted into jobs of a few seconds, so that a prompt that hangs has nearly all the time of a job to itself.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from abc import ABC
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import WorkerLost
-from pipeline.artifacts import Entry, StageFolder
+from cluster.mapper import GoOn
+from pipeline.artifacts import StageFolder
+from pipeline.entries import Entry
 from stages.sample.stage import Dropped
 
 MOST_SET_ASIDE = 4
 """Prompts of one shard. Where more of them kill their workers, the fault is not the prompts'."""
+
+FEWEST_DEATHS = 3
+"""Under a shard, before a prompt of it is set aside."""
+
+_STRETCH_S = 5.0  # after which no further prompt is tried in the same job
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,8 @@ class Search:
         culprits = [prompt_id for prompt_id in began if prompt_id not in survived | self.names]
         if not culprits or len(self.set_aside) == MOST_SET_ASIDE:
             return None
+        if deaths < FEWEST_DEATHS:
+            return self
         reason = f"{deaths} workers died under its shard, {lost.name} at last on this prompt alone: {lost.reason}"
         found = Dropped(culprits[-1], "quarantined", reason)
         return replace(self, set_aside=(*self.set_aside, found))
@@ -65,15 +76,21 @@ class Search:
         """The ids of the prompts that are set aside."""
         return frozenset(drop.prompt_id for drop in self.set_aside)
 
-    def go_on(self, prompt_ids: Sequence[str], attempt: Callable[[str], object]) -> None:
-        """Try every prompt that was not tried yet, each alone."""
+    def go_on(self, prompt_ids: Sequence[str], attempt: Callable[[str], object]) -> bool:
+        """Try prompts that were not tried yet, each alone, for a while; whether there were any."""
         _, survived = self._read()
         self.journal.parent.mkdir(parents=True, exist_ok=True)
-        for prompt_id in prompt_ids:
-            if prompt_id not in survived | self.names:
-                self._note("begins", prompt_id)
-                attempt(prompt_id)
-                self._note("survived", prompt_id)
+        left, until = (
+            [found for found in prompt_ids if found not in survived | self.names],
+            time.monotonic() + _STRETCH_S,
+        )
+        for prompt_id in left:
+            self._note("begins", prompt_id)
+            attempt(prompt_id)
+            self._note("survived", prompt_id)
+            if time.monotonic() > until:
+                break
+        return bool(left)
 
     def end(self) -> None:
         """Take the journal away, once the shard is published."""
@@ -87,8 +104,10 @@ class Search:
 
     def _read(self) -> tuple[list[str], set[str]]:
         """The prompts that trials began with, in order, and those that were survived."""
-        lines = self.journal.read_text(encoding="utf-8").splitlines() if self.journal.exists() else []
-        found = list(map(json.loads, lines))
+        text = self.journal.read_text(encoding="utf-8") if self.journal.exists() else ""
+        found = [
+            json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")
+        ]  # none that is torn
         return [f["begins"] for f in found if "begins" in f], {f["survived"] for f in found if "survived" in f}
 
 
@@ -100,6 +119,9 @@ class SearchedShard(ABC):
     prompts: StageFolder
     out: StageFolder
     search: Search | None = field(default=None, kw_only=True)
+
+    @abstractmethod
+    def __call__(self, state: Any) -> Entry | GoOn: ...
 
     def searching(self, lost: WorkerLost, deaths: int) -> Self | None:
         begun = self.search
@@ -113,17 +135,22 @@ class SearchedShard(ABC):
             self.search.end()
         return entry
 
-    def set_aside(self, prompts: pa.Table, attempt: Callable[[pa.Table], object]) -> tuple[Dropped, ...]:
-        """The prompts to go without, after a search through those that were not tried yet.
+    def searched(self, prompts: pa.Table, attempt: Callable[[pa.Table], object]) -> GoOn | None:
+        """The job to go on with after a stretch of the search; None: there is nothing to search, or no more.
 
         Args:
             attempt: works on a table of prompts, and publishes nothing.
         """
         if self.search is None:
-            return ()
+            return None
         ids = prompts["prompt_id"].to_pylist()
-        self.search.go_on(ids, lambda prompt_id: attempt(prompts.slice(ids.index(prompt_id), 1)))
-        return self.search.set_aside
+        tried = self.search.go_on(ids, lambda prompt_id: attempt(prompts.slice(ids.index(prompt_id), 1)))
+        return GoOn(self) if tried else None
+
+    @property
+    def set_aside(self) -> tuple[Dropped, ...]:
+        """The prompts to go without."""
+        return self.search.set_aside if self.search is not None else ()
 
     def published(
         self,

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import Entry, StageFolder
+from pipeline.artifacts import StageFolder
+from pipeline.entries import Entry
 from pipeline.jobs.inputs import refuse_unknown_rows
 from stages.contracts import CANDIDATES, GROUPS, PAIRS, PROMPTS
 from stages.errors import InputError

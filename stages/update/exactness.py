@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from stages.update import deepspeed_engine
 from stages.update.attention import NotExact
@@ -39,9 +40,16 @@ class Sharing:
         if reason is not None:
             return f"{type(model).__name__}: {reason}"
         if not self._is_tried:
-            self._disproof = disproof(self._engine, self._device, dtype=self._dtype) or ""
+            self._disproof = _of_any_rank(disproof(self._engine, self._device, dtype=self._dtype) or "")
             self._is_tried = True
         return f"{type(model).__name__}: {self._disproof}" if self._disproof else None
+
+
+def _of_any_rank(finding: str) -> str:
+    """One rank's finding counts for all, each of which runs as many forwards as any other."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, finding)
+    return next(filter(None, found), "")
 
 
 def why_apart(model: Any, longest: int) -> str | None:

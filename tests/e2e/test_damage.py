@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -82,18 +85,31 @@ def test_a_settled_rounds_file_is_refused_by_name(prefloop, finished, file, dama
 def test_a_full_disk_is_said_and_what_was_there_stays_and_goes_on_when_there_is_room(prefloop, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("no file system may be mounted here")
     try:
         sets = (*TINY, "evaluate=null", "run.name=full", f"run.dir={disk}")
+        filler = Thread(target=fill, args=(disk, disk / "full" / "round-0001" / "pairs" / "manifest.json"))
+        filler.start()
         full = prefloop.run(*sets)
+        filler.join()
         assert full.code == 1 and "No space left" in full.err and "fix:" in full.err, full.out + full.err
         assert "Traceback" not in full.out + full.err
         published = {file: file.read_bytes() for file in disk.rglob("part-*.parquet")}
         assert published and not (disk / "full" / "round-0001" / "policy" / "manifest.json").exists()
-        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        (disk / "filler").unlink()
         again = prefloop.run(*sets)
         assert again.code == 0, again.out + again.err
         assert all(file.read_bytes() == content for file, content in published.items())
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def fill(disk: Path, when: Path) -> None:
+    """Take all room once a file is there."""
+    deadline = time.monotonic() + 300
+    while not when.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))

@@ -148,7 +148,7 @@ def test_a_reward_that_is_gamed_is_held_before_the_stories_fall_apart(prefloop):
         "evaluate.num_prompts=64",
         "evaluate.texts.num_texts=64",
         "prompts.per_round=160",
-        "rounds=5",
+        "rounds=3",
         "update.learning_rate=1.0e-3",
         "run.name=gamed",
         config="configs/stories.yaml",
@@ -158,7 +158,7 @@ def test_a_reward_that_is_gamed_is_held_before_the_stories_fall_apart(prefloop):
     found, told = records(folder), {report["round"]: report for report in reports(folder)}
     assert found[0]["decision"] == "promote"
     held = [record["round"] for record in found if record["decision"] != "promote"]
-    assert held and min(held) <= 4, outcome.out
+    assert held == [3], outcome.out
     first = told[0]["evaluate"]
     for round in held:
         assert told[round]["evaluate"]["reward"] > first["reward"], "the reward alone saw nothing wrong"

@@ -28,6 +28,7 @@ def apo(prefloop):
         "update.loss_type=dpo",
         "update.beta=[0.01, 0.1, 1.0]",
         "sample.num_generations=4",
+        "update.keep_optimizer=true",
     )
     assert result.code == 0, result.err
     return prefloop.runs / "apo"
@@ -52,6 +53,14 @@ def test_a_round_starts_beyond_the_result_before_it_and_samples_and_refers_to_it
 def test_the_runs_result_is_the_last_one_as_it_was_trained(apo):
     assert json.loads((apo / "final.json").read_text()) == records(apo)[-1]["result"]
     assert records(apo)[-1]["result"]["path"] == "round-0003/policy"
+
+
+def test_every_round_goes_on_with_the_moments_of_the_one_before(apo):
+    rounds = [apo / f"round-{number:04d}" for number in (1, 2, 3)]
+    taken = [json.loads((folder / "policy" / "manifest.json").read_text())["fingerprint"] for folder in rounds]
+    kept = [weights_sha256(folder / "optimizer") for folder in rounds]
+    assert [fingerprint["optimizer"] for fingerprint in taken] == ["new", *kept[:2]]
+    assert len(set(kept)) == 3
 
 
 def test_beta_goes_by_round(apo):

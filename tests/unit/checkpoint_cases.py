@@ -49,7 +49,7 @@ def trained(
     from stages.update import deepspeed_engine
     from stages.update.worker import Trainer
 
-    config, steps = kind.config(**more), []
+    config, steps, skipped = kind.config(**more), [], []
     trainer = Trainer(config, dtype=kind.dtype, pad_token=None, num_threads=1)
     trainer.load(Weights.found(start, round=0))
     rows = rows_of(kind.rows)
@@ -59,6 +59,7 @@ def trained(
         own_reference=0,
         seed=SEED,
         on_step=steps.append,
+        on_skip=skipped.append,
         moments=moments,
         checkpoints=None if home is None else CheckpointFolder(home, kind.fingerprint(), config),
     )
@@ -68,10 +69,22 @@ def trained(
         "moments": {name: t.clone() for name, t in deepspeed_engine.moments(trainer._engine)},
         "head": {} if head is None else head.state(),
         "steps": [{name: value for name, value in step.items() if name != "step_s"} for step in steps],
+        "skipped": skipped,
         "resumed_at": summary.resumed_at,
         "first": summary.first["loss"],
         "gate_floor": summary.gate_floor,
     }
+
+
+def kept_moments(start: Path, kind: Kind, home: Path) -> Moments:
+    """AdamW's moments after a first update."""
+    from stages.update.worker import Trainer
+
+    trainer = Trainer(kind.config(), dtype=kind.dtype, pad_token=None, num_threads=1)
+    trainer.load(Weights.found(start, round=0))
+    rows = rows_of(kind.rows)
+    trainer.update(rows, [trainer.logps(answers_of(rows))], own_reference=0, seed=SEED)
+    return trainer.save_moments(home)
 
 
 def without_newest(home: Path) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_cases import Kind, kind, trained, without_newest
+from checkpoint_cases import Kind, kept_moments, kind, trained, without_newest
 from ranks import on_ranks
 from trainer_cases import VALUED
 
@@ -18,6 +18,8 @@ KINDS = {
     **{f"value head, ZeRO {stage}": kind("pairs", **VALUED | {"zero_stage": stage}) for stage in (0, 3)},
     "random numbers": kind(loss_type="own_objectives:NOISY"),
     "groups": kind("groups", loss_type="own_objectives:LISTWISE"),
+    "steps skipped": kind(guard={"max_kl": 0.05, "max_skipped": 99}),
+    "kept moments": kind(keep_optimizer=True),
     "activations computed again": kind(gradient_checkpointing=True, zero_stage=3),
 }
 
@@ -27,9 +29,11 @@ def interrupted(start: Path, out: Path, kinds: dict[str, Kind]):
     found = {}
     for number, (name, made) in enumerate(kinds.items()):
         home = out / f"{number}"
-        whole, kept = trained(start, made, None), trained(start, made, home, checkpoint_steps=2)
+        moments = kept_moments(start, made, home / "optimizer") if made.config().keep_optimizer else None
+        whole = trained(start, made, None, moments=moments)
+        kept = trained(start, made, home, moments=moments, checkpoint_steps=2)
         left = without_newest(home)
-        found[name] = left, whole, kept, trained(start, made, home)
+        found[name] = left, whole, kept, trained(start, made, home, moments=moments)
     return found
 
 
@@ -37,12 +41,13 @@ def check(ranks: list[dict]) -> None:
     for rank, found in enumerate(ranks):
         for name, (left, whole, kept, resumed) in found.items():
             assert left >= 2
+            assert bool(whole["skipped"]) == (name == "steps skipped" and rank == 0)
             assert (whole["resumed_at"], kept["resumed_at"], resumed["resumed_at"]) == (None, None, left), name
             for other in (kept, resumed):
                 for part in ("weights", "moments", "head"):
                     changed = [key for key, t in whole[part].items() if not torch.equal(t, other[part][key])]
                     assert whole[part].keys() == other[part].keys() and not changed, (name, part, changed[:3])
-                for part in ("steps", "first", "gate_floor"):
+                for part in ("steps", "skipped", "first", "gate_floor"):
                     assert whole[part] == other[part], (name, part)
             assert (len(whole["steps"]) > left) == (rank == 0)
 
@@ -52,9 +57,20 @@ def test_it_ends_with_the_same_bits(policy_folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 2])
-def test_every_kind_of_update_ends_with_the_same_bits(policy_folder, tmp_path, world):
-    check(on_ranks(world, interrupted, policy_folder, tmp_path, KINDS))
+@pytest.mark.parametrize(("world", "names"), [(1, ["ZeRO 0", "bfloat16, ZeRO 3", "random numbers"]), (2, KINDS)])
+def test_every_kind_of_update_ends_with_the_same_bits(policy_folder, tmp_path, world, names):
+    check(on_ranks(world, interrupted, policy_folder, tmp_path, {name: KINDS[name] for name in names}))
+
+
+@pytest.mark.slow
+def test_with_the_optimizer_in_the_machines_memory_it_ends_within_rounding(policy_folder, tmp_path):
+    """DeepSpeed's CPU Adam multiplies its betas up step by step, and anew by a power when it goes on."""
+    kinds = {f"{stage}": kind(offload_optimizer=True, zero_stage=stage) for stage in (1, 2, 3)}
+    for rank in on_ranks(2, interrupted, policy_folder, tmp_path, kinds):
+        for name, (left, whole, kept, resumed) in rank.items():
+            assert resumed["resumed_at"] == left >= 2
+            assert distance(kept["weights"], whole["weights"]) == 0, name
+            assert distance(resumed["weights"], whole["weights"]) < 1e-6, name
 
 
 # ---- on another number of workers, under another ZeRO stage ---------------------------------------------------------
@@ -68,7 +84,7 @@ MOVED = {
 
 
 def written(start: Path, out: Path, stage: int):
-    """Each update in one go; and its checkpoint after six steps."""
+    """Each update in one go; and its checkpoints but the newest."""
     found = {}
     for name, made in MOVED.items():
         found[name] = trained(start, made, None, zero_stage=stage)
@@ -87,7 +103,7 @@ def resumed(start: Path, out: Path, stages: list[int]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("writers", "stage", "readers", "stages"), [(1, 3, 2, [0, 1, 2, 3]), (2, 2, 1, [0, 1, 2, 3]), (2, 1, 3, [2, 3])]
+    ("writers", "stage", "readers", "stages"), [(1, 3, 2, [2, 3]), (2, 2, 1, [0, 1, 3]), (2, 1, 3, [2, 3])]
 )
 def test_another_number_of_workers_and_another_stage_end_within_rounding(
     policy_folder, tmp_path, writers, stage, readers, stages
@@ -96,8 +112,9 @@ def test_another_number_of_workers_and_another_stage_end_within_rounding(
     for rank in on_ranks(readers, resumed, policy_folder, tmp_path, stages):
         for (name, found_stage), found in rank.items():
             assert found["resumed_at"] == whole[name]["left"]
+            most = 1e-4 if name == "bfloat16" else 1e-5
             far = distance(found["weights"], whole[name]["weights"])
-            print(writers, stage, readers, found_stage, name, far)
+            assert far < most, (name, found_stage)
 
 
 def distance(these: dict[str, torch.Tensor], those: dict[str, torch.Tensor]) -> float:

@@ -8,8 +8,8 @@ import pytest
 
 from cluster.resources import Devices
 from pipeline import figures
-from pipeline.artifacts import Entry
 from pipeline.config_file import load_config
+from pipeline.entries import Entry
 from pipeline.evaluate import Judged, evaluation_figures
 from pipeline.layout import lay_out
 from pipeline.report import result_table

@@ -14,6 +14,7 @@ from written_run import answers, prompts, publish
 from cluster.errors import WorkerLost
 from cluster.mapper import Attempt
 from pipeline.artifacts import StageFolder
+from pipeline.jobs import quarantine
 from pipeline.jobs.answers import PairShard, ScoreShard, SumShard
 from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, SCORED
 from stages.protocols import Weights
@@ -30,7 +31,13 @@ def deadly(prompts, completions, **columns):
         os._exit(9)
     return [float(index) for index in range(len(completions))]
 """
-WORK = "import pickle, sys; job, rewards = pickle.load(sys.stdin.buffer); job(rewards)"
+WORK = """
+import pickle, sys
+from cluster.mapper import GoOn
+job, rewards = pickle.load(sys.stdin.buffer)
+while isinstance(done := job(rewards), GoOn):
+    job = done.job
+"""
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def tables(tmp_path, monkeypatch):
     return found
 
 
-def finish(job, folder: Path, *, deadly: list[int]) -> int:
+def finish(job, folder: Path, *, deadly: list[int], most: int = 2) -> int:
     """Give a scoring out again and again, as the workers do; how many died."""
     (folder / "own_rewards.py").write_text(f"NUMBERS = {deadly}\n{MODULE}")
     reward = FunctionScorer("own", "main", 1.0, "own_rewards:deadly")
@@ -55,7 +62,7 @@ def finish(job, folder: Path, *, deadly: list[int]) -> int:
         if not (code := subprocess.run([sys.executable, "-c", WORK], input=work, env=path).returncode):
             return attempt.deaths
         assert code == 9
-        attempt = attempt.again(WorkerLost("scorer-0", folder / "scorer-0.log", "it exited"), most=2)
+        attempt = attempt.again(WorkerLost("scorer-0", folder / "scorer-0.log", "it exited"), most=most)
 
 
 def scoring(tables) -> ScoreShard:
@@ -119,3 +126,18 @@ def test_a_job_without_a_culprit_ends_as_any_other(tables, tmp_path):
         attempt.again(lost, most=2)  # it died before it tried a prompt
     with pytest.raises(WorkerLost):
         Attempt(1, job).again(lost, most=0)
+
+
+def test_nobody_is_set_aside_before_the_third_death_however_few_restarts_are_allowed(tables, tmp_path):
+    assert finish(scoring(tables), tmp_path, deadly=[2], most=1) == 3
+    assert len(tables["scored"].entry(0).drops) == 1
+
+
+def test_a_search_is_parted_into_jobs_and_a_torn_line_of_its_journal_says_nothing(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(quarantine, "_STRETCH_S", 0.0)
+    ids, tried = tables["prompts"].read(0)["prompt_id"].to_pylist(), []
+    search = quarantine.Search.begin(tables["scored"], 0)
+    assert search.go_on(ids, tried.append) and tried == ids[:1]
+    with search.journal.open("a") as file:
+        file.write('{"begins": "abc')
+    assert search.go_on(ids[:1], tried.append) is False and tried == ids[:1]

@@ -29,6 +29,11 @@ SHAPED = {
     "aws": "AKIA" + drawn(40).upper()[:16],
     "url": f"https://someone:{drawn(12)}@example.com/prompts.jsonl",
     "ray": f"ray://:{drawn(12)}@head:10001",
+    "user alone": f"https://{drawn(20)}@example.com/prompts.jsonl",
+    "query": f"https://example.com/prompts.jsonl?access_token={drawn(20)}",
+    "sas": f"https://example.com/prompts.jsonl?sv=1&sig={drawn(20)}",
+    "github fine": "github_pat_" + drawn(36),
+    "google": "AIza" + drawn(35),
     "pem": "-----BEGIN RSA PRIVATE KEY-----\n" + drawn(64),
 }
 PLACES = ("policy.path", "prompts.path", "cluster.address", "prompts.system", "sample.stop", "run.unknown")
@@ -47,7 +52,11 @@ def test_what_looks_like_a_secret_is_refused_wherever_it_stands_and_not_shown(tm
     assert secret not in str(caught.value) and secret[-12:] not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "MY_API_KEY", "DB_PASSWORD", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"])
+@pytest.mark.parametrize(
+    "name",
+    ["HF_TOKEN", "MY_API_KEY", "DB_PASSWORD", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_PAT"]
+    + ["OPENAI_KEY", "SSH_PASSPHRASE", "DB_PASS", "JWT", "NPM_TOKEN_2"],
+)
 def test_a_secret_of_the_environment_is_known_by_its_value(monkeypatch, name):
     value = drawn(17)
     monkeypatch.setenv(name, value)
@@ -60,6 +69,15 @@ def test_a_secret_of_the_environment_is_known_by_its_value(monkeypatch, name):
 def test_a_value_under_a_secrets_name_is_refused(key):
     with pytest.raises(ConfigError):
         refuse_secrets({"prompts": {"chat_template_kwargs": {key: "abc"}}}, file="mine.yaml")
+    for value in (["abc"], {"deeper": "abc"}, 12345678):
+        with pytest.raises(ConfigError):
+            refuse_secrets({"prompts": {"chat_template_kwargs": {key: value}}}, file="mine.yaml")
+
+
+@pytest.mark.parametrize("name", ["PWD", "HOME", "PATH"])
+def test_a_path_below_the_folder_that_a_shell_works_in_is_none(monkeypatch, name):
+    monkeypatch.setenv(name, "/some/folder/of/mine")
+    refuse_secrets({"run": {"dir": "/some/folder/of/mine/runs"}}, file="mine.yaml")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: file.stem)

@@ -97,11 +97,11 @@ def saved_and_loaded(folder: Path, out: Path, dtype: str, zero_stage: int):
     trainer.load(Weights.found(folder, round=0))
     rows = some_rows(6)
     summary = trainer.update(rows, [trainer.logps(answers_of(rows))], own_reference=0, seed=SEED)
-    trained = dict(deepspeed_engine.float32_state(trainer._engine))
+    trained = deepspeed_engine.float32_state(trainer._engine)
     trainer.save(out, round=1)
     master = out / "master"
     trainer.load(Weights.found(out / "policy", round=1, master=master if master.exists() else None))
-    return trained, dict(deepspeed_engine.float32_state(trainer._engine)), summary
+    return trained, deepspeed_engine.float32_state(trainer._engine), summary
 
 
 def all_saved_and_loaded(folder: Path, out: Path, kinds: list[tuple[str, int]]):
@@ -146,7 +146,7 @@ def after_updates(folder: Path, cases: list[dict], dtype: str):
         trainer.load(Weights.found(folder, round=0))
         references = [trainer.logps(answers_of(rows))]
         trainer.update(rows, references, own_reference=0, seed=SEED)
-        states.append(dict(deepspeed_engine.float32_state(trainer._engine)))
+        states.append(deepspeed_engine.float32_state(trainer._engine))
     return states
 
 
@@ -194,10 +194,10 @@ def test_a_reference_that_is_not_the_start_is_the_one_that_was_scored(policy_fol
     assert abs(first["loss"] - 0.6931) > 1e-3
 
 
-def diverging(folder: Path, epochs: int) -> tuple[UpdateSummary, list[SkippedStep]]:
+def diverging(folder: Path, epochs: int, rate: float) -> tuple[UpdateSummary, list[SkippedStep]]:
     from stages.update.worker import Trainer
 
-    options = {"learning_rate": 1e38, "num_train_epochs": epochs, "warmup_ratio": 0.0, "global_batch_size": 6}
+    options = {"learning_rate": rate, "num_train_epochs": epochs, "warmup_ratio": 0.0, "global_batch_size": 6}
     trainer = Trainer(UpdateConfig(**BASE | options), dtype="float32", pad_token=None, num_threads=1)
     trainer.load(Weights.found(folder, round=0))
     rows, skipped = some_rows(6), []
@@ -206,14 +206,14 @@ def diverging(folder: Path, epochs: int) -> tuple[UpdateSummary, list[SkippedSte
 
 
 def test_an_update_that_diverges_is_ended_and_names_the_rows_of_the_steps_it_skipped(policy_folder):
-    ((summary, skipped),) = on_ranks(1, diverging, policy_folder, 8)
+    ((summary, skipped),) = on_ranks(1, diverging, policy_folder, 8, 1e30)
     assert "5 steps in a row were skipped" in summary.ended and summary.num_skipped == 5
     assert [step.step for step in skipped] == [2, 3, 4, 5, 6]
     assert all(sorted(step.ids) == [row.pair_id for row in some_rows(6)] for step in skipped)
 
 
 def test_a_policy_that_its_last_step_broke_is_seen_too(policy_folder):
-    ((summary, skipped),) = on_ranks(1, diverging, policy_folder, 1)
+    ((summary, skipped),) = on_ranks(1, diverging, policy_folder, 1, 1e39)
     assert "after the last step" in summary.ended and not skipped
 
 

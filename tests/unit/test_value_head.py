@@ -15,6 +15,7 @@ from trainer_cases import BASE, SEED, VALUED, rows_of
 from stages.errors import ConfigError, InputError, StageError
 from stages.protocols import Weights
 from stages.update.config import UpdateConfig
+from stages.update.guard import SkippedStep
 from stages.update.objectives.base import Objective
 from stages.update.objectives.dpo import DPOParams
 from stages.update.rows import answers_of
@@ -153,16 +154,18 @@ def refused(folder: Path, changes: list[dict]) -> list[str]:
         rows = rows_of("pairs")
         rows[4] = replace(rows[4], **change)
         try:
-            trainer.update(rows, [trainer.logps(answers_of(rows))], own_reference=0, seed=SEED)
-            found.append("no error")
+            skipped: list[SkippedStep] = []
+            logps = trainer.logps(answers_of(rows))
+            trainer.update(rows, [logps], own_reference=0, seed=SEED, on_skip=skipped.append)
+            found.append(" ".join(f"{step.reason} in {step.ids}" for step in skipped))
         except StageError as error:
             found.append(str(error))
     return found
 
 
 @pytest.mark.slow
-def test_missing_and_infinite_auxiliary_rewards_are_refused(policy_folder):
+def test_a_missing_auxiliary_reward_is_refused_and_a_step_with_an_infinite_one_is_skipped(policy_folder):
     changes = [{"aux_rejected": None}, {"aux_chosen": float("inf")}]
     ((missing, infinite),) = on_ranks(1, refused, policy_folder, changes)
     assert "pair 04" in missing and "role: auxiliary" in missing
-    assert "finite" in infinite
+    assert "'04'" in infinite
