@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import time
 
@@ -13,6 +14,7 @@ from stages.errors import InputError, StageError
 from stages.protocols import NoReward
 from stages.score.config import HttpReward
 from stages.score.wire.cache import Cache
+from stages.score.wire.client import Client, Refused
 from stages.score.wire.server import RewardServer
 
 PROMPTS, ANSWERS = ["p1", "p1", "p22", "p22"], ["a", "bb", "ccc", "dddd"]
@@ -70,30 +72,45 @@ def test_batches_change_nothing(served, tmp_path, batch_size):
 # ---- faults ---------------------------------------------------------------------------------------------------------
 
 PASSING = {
-    "500": Fault(status=500, text="oops"),
-    "503": Fault(status=503),
+    "500": Fault(status=500, text="oops", headers={"Retry-After": "0"}),
+    "503": Fault(status=503, headers={"Retry-After": "0"}),
     "429": Fault(status=429, headers={"Retry-After": "0.2"}),
-    "a late reply": Fault(wait_s=1.5),
+    "a late reply": Fault(wait_s=4),
     "no JSON": Fault(text="<html>hello</html>"),
-    "another shape": Fault(text='{"error": "busy"}'),
     "too few": Fault(text='{"rewards": [1.0]}'),
-    "too many": Fault(text='{"rewards": [1, 2, 3, 4, 5]}'),
 }
 
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_passes_is_tried_again(served, tmp_path, fault):
     served.faults = [PASSING[fault]]
-    assert asked(served, tmp_path, timeout_s=1) == LENGTHS
+    assert asked(served, tmp_path, timeout_s=1.5 if fault == "a late reply" else 5) == LENGTHS
     assert len(served.asked) == 2
+
+
+@pytest.mark.parametrize("reply", ['{"error": "busy"}', "[]", "3", "null", '{"rewards": 1}', '{"rewards": [1, 2, 3]}'])
+def test_another_shape_or_number_is_no_reply(served, tmp_path, reply):
+    with pytest.raises(Refused):
+        reward(served, tmp_path).replies(json.loads(reply), 2)
+    with pytest.raises(Refused):
+        reward(served, tmp_path, protocol="classify", model="rm").replies(json.loads(reply), 2)
 
 
 @pytest.mark.parametrize("header", ["1", "Wed, 21 Oct 2015 07:28:00 GMT", "soon"])
 def test_a_server_that_asks_for_time_gets_it(served, tmp_path, header):
     served.faults = [Fault(status=429, headers={"Retry-After": header})]
     assert asked(served, tmp_path) == LENGTHS
-    waited = served.times[1] - served.times[0]
-    assert waited >= 1 if header == "1" else waited < 1
+    assert header != "1" or served.times[1] - served.times[0] >= 1
+
+
+def test_time_that_a_server_asks_for_it_gets_from_every_request(served):
+    served.faults = [Fault(status=429, headers={"Retry-After": "0.5"})]
+    client = Client(HttpReward(type="http", url=served.url), url=served.url + "/get_reward", where="here")
+    body = {"query": [], "prompts": [], "labels": []}
+    with pytest.raises(Refused, match="429"):
+        client.ask(body, dict, tries=1)
+    assert client.ask(body, dict, tries=1) == {"rewards": []}
+    assert served.times[1] - served.times[0] >= 0.5
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "null", '"good"', "true", "[1, 2]", "1" + "0" * 400])
@@ -134,14 +151,14 @@ def test_nobody_at_the_address(tmp_path):
         pass
     began = time.monotonic()
     error = refused(lambda: asked(served, tmp_path), "no connection", "2 times", "carries on", kind=StageError)
-    assert served.url in str(error) and time.monotonic() - began < 3
+    assert served.url in str(error) and time.monotonic() - began < 20
 
 
 def test_a_server_that_answers_nothing_ends_the_run_within_its_timeouts(served, tmp_path):
     served.faults = [Fault(wait_s=30)] * 99
     began = time.monotonic()
     refused(lambda: asked(served, tmp_path, timeout_s=0.3, retries=1), "no reply within 0.3 s", kind=StageError)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20
 
 
 def test_a_server_that_dies_under_way_and_comes_back_is_asked_only_for_the_rest(tmp_path):
@@ -157,8 +174,9 @@ def test_a_server_that_dies_under_way_and_comes_back_is_asked_only_for_the_rest(
 
 def test_requests_keep_the_pace(served, tmp_path):
     mine = reward(served, tmp_path, batch_size=1, requests_per_second=10)
+    began = time.monotonic()
     mine(["p"] * 5, list("abcde"), {"answer": [None] * 5})
-    assert served.times[-1] - served.times[0] >= 0.35
+    assert max(served.times) - began >= 0.4
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------

@@ -102,17 +102,17 @@ class Client:
         for attempt in range(tries):
             if self._down is not None:
                 raise self._down
-            wait_s: float | None = None
+            asked_for_time = False
             try:
                 return read(self._posted(body))
             except Refused as refused:
                 if refused.lasting:
                     raise
-                last, wait_s = refused, refused.wait_s
+                last, asked_for_time = refused, self._give_time(refused.wait_s)
             except _Unreachable as error:
                 last = error
-            if attempt + 1 < tries:
-                time.sleep(_pause(attempt) if wait_s is None else min(wait_s, self._config.timeout_s))
+            if attempt + 1 < tries and not asked_for_time:
+                time.sleep(_pause(attempt))
         if isinstance(last, _Unreachable):
             raise self._give_up(f"{last}, {tries} times") from None
         raise last
@@ -182,13 +182,20 @@ class Client:
         return self._down
 
     def _keep_pace(self) -> None:
+        """Wait for this request's turn."""
         rate = self._config.requests_per_second
-        if rate is None:
-            return
         with self._lock:
             at = max(self._next_at, time.monotonic())
-            self._next_at = at + 1 / rate
+            self._next_at = at + 1 / rate if rate is not None else self._next_at
         time.sleep(max(0.0, at - time.monotonic()))
+
+    def _give_time(self, wait_s: float | None) -> bool:
+        """Let no request begin before the time is over that the server asks for; whether it asks for any."""
+        if wait_s is None:
+            return False
+        with self._lock:
+            self._next_at = max(self._next_at, time.monotonic() + min(wait_s, self._config.timeout_s))
+        return True
 
     def _quoted(self, content: bytes) -> str:
         """The beginning of a reply, without the token, which some servers repeat."""
