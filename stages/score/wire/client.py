@@ -149,7 +149,7 @@ class Client:
         if kind is not None:
             fix = {
                 "token": f"set token_env to the variable that holds the token: now {self._config.token_env or 'none'}",
-                "address": f"check url; it is asked by POST at {self._url}",
+                "address": f"check url, and model if there is one; asked by POST at {self._url}",
             }
             return self._give_up(got, fix[kind])
         lasting = status not in _PASSING and status < 500
