@@ -149,6 +149,19 @@ def plan_command(config: Path, devices: str | None, overrides: tuple[str, ...], 
     _answer_for(lambda: show_plan(config, overrides, devices=devices, in_json=in_json))
 
 
+@main.command("doctor")
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@_SET
+@click.option("--deep", is_flag=True, help="with CONFIG: start its engine and a trainer, and compare their log-probs")
+def doctor_command(config: Path | None, overrides: tuple[str, ...], deep: bool) -> None:
+    """Look whether this machine, and what CONFIG names, would work; every red line says its fix."""
+    if config is None and (deep or overrides):
+        raise click.UsageError("--deep and --set go with CONFIG.")
+    from pipeline.doctor.command import show_doctor
+
+    _answer_for(lambda: show_doctor(config, overrides, deep=deep))
+
+
 @main.command("status")
 @click.argument("run", type=click.Path(path_type=Path))
 def status_command(run: Path) -> None:

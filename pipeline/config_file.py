@@ -19,8 +19,7 @@ from pipeline.config import ROUND_SECTIONS, Config
 from pipeline.secret_words import refuse_secrets
 from pipeline.sections import NAME
 from stages.errors import ConfigError
-
-_TAGS = ("model", "function")  # of the rewards' union
+from stages.score.config import REWARD_TYPES
 
 
 def load_config(file: Path, overrides: Sequence[str] = ()) -> Config:
@@ -181,7 +180,9 @@ def _readable(error: ValidationError, file: Path, *, under: str = "") -> ConfigE
     first = findings[0]
     loc = first["loc"]
     # After a list's index pydantic names the member of the union that it took.
-    parts = [str(part) for i, part in enumerate(loc) if not (i and isinstance(loc[i - 1], int) and part in _TAGS)]
+    parts = [
+        str(part) for i, part in enumerate(loc) if not (i and isinstance(loc[i - 1], int) and part in REWARD_TYPES)
+    ]
     parts = [under, *parts] if under else parts
     key = ".".join(parts)
     more = f" ({len(findings) - 1} more after this one)" if len(findings) > 1 else ""
@@ -234,7 +235,7 @@ def _in_words(finding: Any) -> str:
     if kind == "literal_error":
         return str(context["expected"])
     if kind.startswith("union_tag"):
-        return f"type: {' or '.join(_TAGS)}"
+        return f"type: {' or '.join(REWARD_TYPES)}"
     if kind == "too_short":
         return f"at least {context['min_length']} in the list"
     if kind == "string_too_short":
@@ -247,7 +248,10 @@ def _in_words(finding: Any) -> str:
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
     """The field names of the record that a pydantic location points into."""
     kinds: list[Any] = [Config]
-    for part in loc:
+    for at, part in enumerate(loc):
+        if at and isinstance(loc[at - 1], int) and part in REWARD_TYPES:  # not a field: the member of the union
+            kinds = [kind for kind in kinds if part in typing.get_args(kind.model_fields["type"].annotation)]
+            continue
         found = [k.model_fields[part].annotation for k in kinds if isinstance(part, str) and part in k.model_fields]
         kinds = _records(found) if found else kinds
     return sorted({name for kind in kinds for name in kind.model_fields})

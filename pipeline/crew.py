@@ -29,6 +29,9 @@ from stages.sample.vllm_sampler import VLLMSampler
 from stages.score.config import FunctionReward
 from stages.score.functions import FunctionScorer
 from stages.score.reward_model import RewardModel
+from stages.score.wire.config import HttpReward, JudgeReward
+from stages.score.wire.judge import Judge
+from stages.score.wire.server import RewardServer
 from stages.update.config import UpdateConfig
 
 
@@ -54,13 +57,24 @@ class BuildSampler:
         )
 
 
+def answers_folder(config: Config, run_folder: Path) -> Path:
+    """Where the answers of reward servers are kept."""
+    named = config.score.cache if config.score is not None else None
+    return named.absolute() if named is not None else run_folder.absolute() / "reward_answers"
+
+
 @dataclass(frozen=True, slots=True)
 class BuildRewards:
-    """Loads every reward in its actor."""
+    """Loads every reward in its actor.
+
+    Attributes:
+        cache: where the answers of reward servers are kept.
+    """
 
     sources: Sequence[RewardSource]
     num_threads: int
     use_gpu: bool
+    cache: Path
 
     def __call__(self) -> list[Reward]:
         return [self._reward(source) for source in self.sources]
@@ -69,6 +83,10 @@ class BuildRewards:
         config = source.config
         if isinstance(config, FunctionReward):
             return FunctionScorer(source.name, config.role, config.weight, config.target)
+        if isinstance(config, HttpReward):
+            return RewardServer(config, name=source.name, cache=self.cache)
+        if isinstance(config, JudgeReward):
+            return Judge(config, name=source.name, cache=self.cache, rubric=source.rubric)
         assert source.folder is not None
         return RewardModel(
             config,
@@ -150,11 +168,17 @@ class Crew:
         )
         return self._pool("sampler", build, config.sample.engines, layout.sampler)
 
-    def scorers(self, config: Config, rewards: Sequence[RewardSource]) -> Pool:
-        """Rewards, loaded; without a model among them they need no turn."""
+    def scorers(self, config: Config, rewards: Sequence[RewardSource], *, kept_in: Path) -> Pool:
+        """Rewards, loaded; without a model among them they need no turn.
+
+        Args:
+            kept_in: the run's folder, where servers' answers are kept unless the config names another place.
+        """
         if any(source.folder is not None for source in rewards):
             self._take_turn("scorer")
-        build = BuildRewards(tuple(rewards), self.devices.cpus, self.layout.scorer.gpus > 0)
+        build = BuildRewards(
+            tuple(rewards), self.devices.cpus, self.layout.scorer.gpus > 0, answers_folder(config, kept_in)
+        )
         return self._pool("scorer", build, 1, self.layout.scorer)
 
     def trainers(self, config: Config) -> TrainingGroup:

@@ -46,7 +46,8 @@ def refuse_secrets(values: Mapping[str, Any], *, file: str) -> None:
                 f"{file}: {key}",
                 wanted="no secret, since the config is kept in the run's folder",
                 got=f"{found} (not shown)",
-                fix="leave it in the environment: the hub's token as HF_TOKEN, Ray's as RAY_AUTH_TOKEN",
+                fix="leave it in the environment: the hub's token as HF_TOKEN, Ray's as RAY_AUTH_TOKEN, a reward "
+                "server's under the name that its token_env gives",
             )
 
 

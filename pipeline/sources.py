@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import sys
@@ -16,8 +17,9 @@ from pipeline.prompt_files import WHOLE, Part, fetch_dataset, on_hub, source_sha
 from pipeline.sections import EvaluateConfig, PairsConfig, PromptsConfig, TextsConfig
 from stages.errors import InputError
 from stages.protocols import Weights
-from stages.score.config import FunctionReward, ModelReward, RewardConfig, reward_names
+from stages.score.config import FunctionReward, HttpReward, JudgeReward, RewardConfig, reward_names
 from stages.score.functions import find_function
+from stages.score.wire.config import WireSettings, check_rubric, token_of
 from stages.weights import file_sha256, files_sha256, weights_sha256
 
 _OURS = ("pipeline", "stages", "cluster")
@@ -26,18 +28,26 @@ _INSTALLED = frozenset(("site-packages", "dist-packages"))
 
 @dataclass(frozen=True, slots=True)
 class RewardSource:
-    """A reward as found: its config, name, and, for a model, folder; `sha256` names the weights or the module."""
+    """A reward as found.
 
-    config: ModelReward | FunctionReward
+    Attributes:
+        folder: of a model.
+        sha256: of the weights, the module, or the rubric; empty for a reward server, which may run anything.
+        rubric: of a judge.
+    """
+
+    config: RewardConfig
     name: str
     key: str
     folder: Path | None
     sha256: str
+    rubric: str = ""
 
     def identity(self) -> dict[str, object]:
         """What decides the rewards it gives."""
         given = self.config.identity()
-        given.pop("path", None)
+        for place in ("path", "rubric", "rubric_file"):
+            given.pop(place, None)
         return given | {"name": self.name, "sha256": self.sha256}
 
 
@@ -159,6 +169,9 @@ class _Finder:
         names = reward_names(config.score) if rewards else []
         prompts = config.prompts if "prompts" in self._needs else None
         pairs = config.pairs if "pairs" in self._needs else None
+        for reward, name in zip(rewards, names, strict=True):
+            if isinstance(reward, WireSettings) and config.cluster.address == "local":
+                token_of(reward, where=f"score: reward {name}")  # elsewhere, workers have variables of their own
         named = [name for name in config.references if is_policy_name(name)] if "references" in self._needs else []
         return RoundSources(
             prompts=self.data(prompts, f"{under}prompts.path") if prompts else None,
@@ -198,9 +211,36 @@ class _Finder:
     def _reward_source(self, reward: RewardConfig, name: str, key: str) -> RewardSource:
         if isinstance(reward, FunctionReward):
             return RewardSource(reward, name, key, None, _function_sha256(reward.target))
+        if isinstance(reward, HttpReward):
+            return RewardSource(reward, name, key, None, "")
+        if isinstance(reward, JudgeReward):
+            rubric = rubric_of(reward, key)
+            return RewardSource(reward, name, key, None, hashlib.sha256(rubric.encode()).hexdigest(), rubric)
         folder = models.resolve(reward.path, key=f"{key}.path", maker=self._maker)
         models.check_reward(folder, key=f"{key}.path", ignore_auto_map=self._ignore_auto_map)
         return RewardSource(reward, name, f"{key}.path", folder, f"{weights_sha256(folder)} {files_sha256(folder)}")
+
+
+def rubric_of(judge: JudgeReward, key: str) -> str:
+    """A judge's rubric, from the config or from a file, which is looked for as modules are: beside the config first.
+
+    Raises:
+        InputError: if there is no such file, or it is no rubric.
+    """
+    if judge.rubric_file is None:
+        assert judge.rubric is not None
+        return judge.rubric
+    named, where = judge.rubric_file, f"{key}.rubric_file"
+    file = next((found for folder in (*sys.path, ".") if (found := Path(folder, named)).is_file()), None)
+    fix = "check the spelling, and that it lies beside the config"
+    if file is None:
+        raise InputError(where, wanted="a text file", got=f"no file {named}", fix=fix)
+    try:
+        text = file.read_text(encoding="utf-8")
+        check_rubric(text, where=f"{where} {file}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{where} {file}", wanted="a text file in UTF-8", got=str(error), fix=fix) from None
+    return text
 
 
 def own_objectives(config: Config) -> list[str]:

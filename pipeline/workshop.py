@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ class Workshop:
             {"candidates": candidates.claim(), "rewards": [source.identity() for source in rewards]},
             len(prompts.entries()),
             lambda missing: [jobs.ScoreShard(i, prompts, first, candidates, round) for i in missing],
-            lambda _: self.crew.scorers(config, rewards),
+            lambda _: self.crew.scorers(config, rewards, kept_in=self.folder),
             self.tell_damage,
             made_from=[prompts, candidates],
         )
@@ -190,9 +191,18 @@ class Workshop:
             raise StageError(
                 f"round {round}: score",
                 wanted=f"finite rewards for all but {allowed:.1%} of the answers (score.max_error_share)",
-                got=f"{errors:,} of {errors + scored:,} answers without one",
+                got=f"{errors:,} of {errors + scored:,} answers without one{_told(entries)}",
                 fix="look at the reward on its own: NaN, infinity, None, or answers longer than its context",
             )
+
+
+def _told(entries: Sequence[Entry]) -> str:
+    """The most frequent reasons for a missing reward, if any were given."""
+    reasons = Counter[str]()
+    for entry in entries:
+        found = {name: count for name, count in entry.stats.items() if name.startswith(jobs.NO_REWARD)}
+        reasons.update({name.removeprefix(jobs.NO_REWARD): int(count) for name, count in found.items()})
+    return "".join(f"\n{count:,} times {reason}" for reason, count in reasons.most_common(3))
 
 
 def is_standardised(rewards: Sequence[RewardSource]) -> bool:

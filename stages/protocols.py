@@ -124,8 +124,15 @@ Turn = str | list[dict[str, str]]
 """A prompt or completion as a reward sees it: text, or the messages of a chat."""
 
 
+@dataclass(frozen=True, slots=True)
+class NoReward:
+    """Why there is no number for an answer."""
+
+    reason: str
+
+
 class Reward(Protocol):
-    """Something that gives every answer a number, or None where it cannot."""
+    """Something that gives every answer a number, or None, or says why it cannot."""
 
     @property
     def name(self) -> str: ...
@@ -136,9 +143,14 @@ class Reward(Protocol):
     @property
     def weight(self) -> float: ...
 
+    @property
+    def sees(self) -> Literal["turns", "texts"]:
+        """What it is given of a chat: the messages, or the very text that was tokenised and that was sampled."""
+        ...
+
     def __call__(
         self, prompts: Sequence[Turn], completions: Sequence[Turn], columns: Mapping[str, Sequence[object]]
-    ) -> list[float | None]:
+    ) -> Sequence[float | NoReward | None]:
         """One reward an answer; `columns` holds ``answer`` and the prompts' extra columns."""
         ...
 

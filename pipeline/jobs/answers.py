@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,10 @@ from stages.sample.stage import Draw, Dropped, sample
 from stages.score.combine import Moments, Term, with_rewards
 from stages.score.config import PairConfig
 from stages.score.pairing.stage import pair
-from stages.score.stage import score, with_unscored
+from stages.score.stage import Judgement, judge, with_unscored
+
+NO_REWARD = "no reward: "  # begins the names of the figures that count reasons
+_MOST_REASONS, _REASON_CHARS = 3, 160  # of a shard; of a reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +78,22 @@ class ScoreShard(SearchedShard):
             return done
         prompts, candidates = self.prompts.read(self.shard), self.candidates.read(self.shard)
 
-        def rewards_of(asked: pa.Table) -> pa.Table:
+        def rewards_of(asked: pa.Table) -> Judgement:
             mine = candidates.filter(pc.is_in(candidates["prompt_id"], asked["prompt_id"]))
-            return score(asked, mine, rewards, round=self.round)
+            return judge(asked, mine, rewards, round=self.round)
 
         if (search := self.searched(prompts, rewards_of)) is not None:
             return search
-        scored = rewards_of(without_prompts(prompts, self.set_aside))
-        table = with_unscored(scored, candidates, round=self.round)
+        found = rewards_of(without_prompts(prompts, self.set_aside))
+        table = with_unscored(found.table, candidates, round=self.round)
+        for response_id, reason in found.reasons.items():
+            print(f"no reward for answer {response_id}: {reason}")  # into this worker's log
         fault_point("score.middle", here)
         return self.published(
             table,
             parents=[self.prompts.entry(self.shard), self.candidates.entry(self.shard)],
-            drops=self.set_aside,
-            stats=_reward_stats(scored),
+            drops=[*self.set_aside, *found.without_reward()],
+            stats=_reward_stats(found.table) | reason_stats(found.reasons.values()),
         )
 
 
@@ -126,6 +131,12 @@ def _reward_stats(table: pa.Table) -> dict[str, float]:
         moments = Moments.of(found)
         stats |= {f"{name}/count": moments.count, f"{name}/mean": moments.mean, f"{name}/squares": moments.squares}
     return stats
+
+
+def reason_stats(reasons: Iterable[str]) -> dict[str, float]:
+    """The most frequent reasons for a missing reward, and how often each was given."""
+    found = Counter(reason[:_REASON_CHARS] for reason in reasons)
+    return {f"{NO_REWARD}{reason}": float(count) for reason, count in found.most_common(_MOST_REASONS)}
 
 
 def moments_of(entry: Entry, reward: str) -> Moments:

@@ -24,7 +24,7 @@ from pipeline.plan.model_facts import ModelFacts, read_facts
 from pipeline.prompt_files import read_rows
 from pipeline.prompts import find_columns
 from pipeline.sections import EvaluateConfig, PairsConfig, PromptsConfig
-from stages.score.config import FunctionReward
+from stages.score.config import FunctionReward, ModelReward
 
 _MOST_ROWS = 20_000  # read of a file of prompts
 _JSON_SUFFIXES = (".jsonl", ".json")  # the forms that are read without another library
@@ -92,7 +92,7 @@ def look(configs: Sequence[Config], *, beside: Path | None = None) -> Survey:
         for index, reward in enumerate(config.rewards):
             if isinstance(reward, FunctionReward):
                 missing.append(_missing_module(reward.target, f"score.rewards.{index}.target", beside))
-            elif reward.path not in rewards:
+            elif isinstance(reward, ModelReward) and reward.path not in rewards:
                 found = _model(reward.path, f"score.rewards.{index}.path", check_reward)
                 rewards[reward.path] = found
                 missing.append(found.missing)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stages.errors import ConfigError
+from stages.score.reward_settings import RewardSettings
+from stages.score.wire.config import HttpReward, JudgeReward
 from stages.settings import Settings, where
 
 _TAKEN = ("conversation", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message")
@@ -29,38 +32,7 @@ def check_template_kwargs(options: Mapping[str, Any]) -> None:
         )
 
 
-class _Reward(Settings):
-    name: str | None = Field(None, description="in tables and reports; null: from the path or the function")
-    weight: float = Field(
-        1.0, description="of this reward in the sum of the main ones, which makes pairs, or of the auxiliary ones"
-    )
-    role: Literal["main", "auxiliary", "holdout"] = Field(
-        "main",
-        description="main: makes the pairs; auxiliary: beside the pairs, for objectives that use it; "
-        "holdout: reported, never trained on",
-    )
-    scale: Literal["none", "zscore"] = Field(
-        "none", description="zscore: less its mean over the round's answers, by its standard deviation, then weighted"
-    )
-
-    @model_validator(mode="after")
-    def _only_summed_ones_are_weighted(self) -> Self:
-        if self.role != "main" and self.scale != "none":
-            self._refuse("scale", "none", "only the main rewards are standardised")
-        if self.role == "holdout" and self.weight != 1.0:
-            self._refuse("weight", "1.0", "a holdout reward enters no sum")
-        return self
-
-    def _refuse(self, key: str, neutral: str, why: str) -> None:
-        raise ConfigError(
-            key,
-            wanted=f"{neutral} for a reward of role {self.role}: {why}",
-            got=str(getattr(self, key)),
-            fix=f"leave {key} out, or make the role main",
-        )
-
-
-class ModelReward(_Reward):
+class ModelReward(RewardSettings):
     """A Hugging Face sequence classifier with one score."""
 
     type: Literal["model"]
@@ -78,15 +50,25 @@ class ModelReward(_Reward):
         check_template_kwargs(self.chat_template_kwargs)
         return self
 
+    @property
+    def default_name(self) -> str:
+        return self.path.rstrip("/").split("/")[-1].removeprefix("embedded:")
 
-class FunctionReward(_Reward):
+
+class FunctionReward(RewardSettings):
     """A Python function of TRL's shape: ``f(prompts, completions, **columns) -> list[float]``."""
 
     type: Literal["function"]
     target: str = Field(pattern=r"^[\w.]+:\w+$", description="module:function")
 
+    @property
+    def default_name(self) -> str:
+        return self.target.rpartition(":")[2]
 
-RewardConfig = Annotated[ModelReward | FunctionReward, Field(discriminator="type")]
+
+RewardConfig = Annotated[ModelReward | FunctionReward | HttpReward | JudgeReward, Field(discriminator="type")]
+
+REWARD_TYPES = ("model", "function", "http", "judge")
 
 
 class ScoreConfig(Settings):
@@ -94,17 +76,15 @@ class ScoreConfig(Settings):
 
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
     max_error_share: float = Field(0.01, ge=0, le=1, description="more answers without a finite reward stop the run")
+    cache: Path | None = where(
+        None,
+        description="folder for what reward servers and judges have answered, for several runs; null: the run's own",
+    )
 
 
 def reward_names(score: ScoreConfig | None) -> list[str]:
-    """What each reward is called in tables and reports: its name, else its function, else its folder's last part."""
-    return [
-        reward.name
-        or (
-            reward.target.rpartition(":")[2] if reward.type == "function" else reward.path.rstrip("/").split("/")[-1]
-        ).removeprefix("embedded:")
-        for reward in (score.rewards if score else ())
-    ]
+    """What each reward is called in tables and reports."""
+    return [reward.name or reward.default_name for reward in (score.rewards if score else ())]
 
 
 def costs(score: ScoreConfig | None) -> frozenset[str]:

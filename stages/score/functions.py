@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from stages.errors import InputError, StageError
 from stages.protocols import Turn
@@ -91,6 +91,10 @@ class FunctionScorer:
         if len(values) != len(completions):
             raise self._refuse(f"{len(values)} for {len(completions)} answers", "return as many, in order")
         return [self._number(value, index) for index, value in enumerate(values)]
+
+    @property
+    def sees(self) -> Literal["turns", "texts"]:
+        return "turns"
 
     def rest(self) -> None:
         """Nothing to let go of: what a function keeps is its own."""

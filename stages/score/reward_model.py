@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stages.errors import InputError
 from stages.pretrained import load_model
@@ -58,6 +58,10 @@ class RewardModel:
     name: str
     role: RewardRole
     weight: float
+
+    @property
+    def sees(self) -> Literal["turns", "texts"]:
+        return "turns"
 
     def __call__(
         self, prompts: Sequence[Turn], completions: Sequence[Turn], columns: Mapping[str, Sequence[object]]

@@ -25,6 +25,7 @@ def test_layers_are_kept():
         "from pipeline.cli import main; main(['--help'], standalone_mode=False)",
         "import pathlib, pipeline.config_file as c; c.load_config(pathlib.Path('configs/quickstart.yaml'))",
         "import stages.contracts, stages.protocols, stages.errors",
+        "from pipeline.cli import main; main(['doctor', '--help'], standalone_mode=False)",
         "from pipeline.status import show_status; from pipeline.report import show_page; "
         "import pipeline.compare, pipeline.trace",
         "from pathlib import Path; from pipeline.plan.command import show_plan; "

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config_file import load_config
 from pipeline.console import Console
-from pipeline.crew import BuildRewards
+from pipeline.crew import BuildRewards, answers_folder
 from pipeline.engine_sync import EngineSync
 from pipeline.sources import find_sources
 from pipeline.workshop import Workshop
@@ -38,8 +38,9 @@ class HereCrew:
 
     tasks = Here()
 
-    def scorers(self, config, rewards) -> Here:
-        return Here(BuildRewards(tuple(rewards), num_threads=1, use_gpu=False)())
+    def scorers(self, config, rewards, *, kept_in) -> Here:
+        build = BuildRewards(tuple(rewards), num_threads=1, use_gpu=False, cache=answers_folder(config, kept_in))
+        return Here(build())
 
 
 def workshop(folder: Path, *overrides: str, needs: Sequence[str] = ("policy", "prompts", "rewards")) -> Workshop:

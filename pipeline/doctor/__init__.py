@@ -1,0 +1,1 @@
+"""``prefloop doctor``: whether a run would work here, looked at part by part, each red line with its fix."""
