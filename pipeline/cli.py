@@ -36,6 +36,21 @@ def run_command(config: Path, overrides: tuple[str, ...], rounds: str | None, wa
     _answer_for(lambda: run(config, overrides, more_rounds=rounds, watched=watch))
 
 
+@main.command("fork")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="what is other, e.g. update.beta=0.05")
+@click.option("--name", required=True, help="of the new run, beside the other one")
+@click.option(
+    "--config", "config", type=click.Path(path_type=Path), help="in the place of the run's own; rewards lie beside it"
+)
+@click.option("--dry-run", is_flag=True, help="only say what would be reused")
+def fork_command(run: Path, overrides: tuple[str, ...], name: str, config: Path | None, dry_run: bool) -> None:
+    """Start a run of other settings that reuses what is unchanged of the run in folder RUN, and say what that is."""
+    from pipeline.fork import fork
+
+    _answer_for(lambda: fork(run, overrides, name=name, config_file=config, dry_run=dry_run))
+
+
 _TRAINERS = ("trl", "llama-factory", "ms-swift", "nemo", "openrlhf")
 _TABLES = click.Path(path_type=Path)
 _OUT = click.option("--out", required=True, type=_TABLES, help="folder for the results")

@@ -171,8 +171,10 @@ class Round:
         """The round's figures, and what was decided on them."""
         file, found = self.folder / "report.json", self._at.figures
         evaluated, told = found.get("evaluate"), read_json(file).get("evaluate") if file.exists() else None
-        if self._at.config.run.tensorboard and evaluated and evaluated != told:
-            plot_evaluation(self._at.shop.folder, round=self.number, figures=evaluated)
+        if evaluated and evaluated != told:
+            if self._at.config.run.tensorboard:
+                plot_evaluation(self._at.shop.folder, round=self.number, figures=evaluated)
+            self._at.shop.trackers.add_evaluation(evaluated, round=self.number)
         if syncs := self._at.shop.sync.taken():
             found["engine_sync"] = syncs
         ended = time.time()
