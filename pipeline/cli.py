@@ -181,6 +181,18 @@ def status_command(run: Path) -> None:
     _answer_for(lambda: show_status(run))
 
 
+@main.command("watch")
+@click.argument("run", type=click.Path(path_type=Path))
+def watch_command(run: Path) -> None:
+    """Watch the run in folder RUN as it goes on, from any terminal: stages, rates, workers, time to go.
+
+    Ctrl-C ends the watching, not the run. Where output is no terminal, one picture is printed.
+    """
+    from pipeline.live_view import watch
+
+    _answer_for(lambda: watch(run))
+
+
 @main.command("report")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
