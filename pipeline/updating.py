@@ -155,6 +155,8 @@ class Updater:
                 def on_step(step: dict[str, float]) -> None:
                     bar.at(step["step"], step["steps"])
                     shop.trackers.add_step(step, steps_before=curves.steps_before)
+                    amounts = {"rows": step.get("num_pairs", 0.0), "tokens": step.get("num_tokens", 0.0)}
+                    shop.crew.rates.show("update", amounts, step.get("step_s", 0.0))
 
                 shop.crew.trainers(config).run(job, on_report=on_step, meanwhile=meanwhile)
             manifest = found_model(policy, fingerprint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,16 +55,27 @@ def check_reuse(folder: Path) -> None:
             assert again == order[order.index(first) :], overrides
 
 
+def check_dropped_weights(folder: Path, copy: Path) -> None:
+    """Weights that nothing goes on from are not missed; where those of the last round are, all that are gone are."""
+    shutil.copytree(folder, copy, symlinks=True)
+    for number, again in ((1, None), (2, (1, "update"))):
+        for file in (copy / f"round-{number:04d}" / "policy").glob("*.safetensors"):
+            file.unlink()
+        first = next(((f.round, f.stage) for f in reuse(copy, "rounds=3").stages if not f.stays), None)
+        assert first == again
+
+
 def inodes(folder: Path) -> dict[str, int]:
     return {str(file.relative_to(folder)): file.stat().st_ino for file in folder.rglob("part-*.parquet")}
 
 
 @pytest.mark.slow
-def test_a_fork_is_the_run_from_the_beginning_and_leaves_the_first_as_it_was(prefloop):
+def test_a_fork_is_the_run_from_the_beginning_and_leaves_the_first_as_it_was(prefloop, tmp_path):
     base, fork, fresh = (prefloop.runs / name for name in ("fork-base", "fork-beta", "fork-fresh"))
     done = prefloop.run(*TINY, "run.name=fork-base")
     assert done.code == 0, done.err
     check_reuse(base)
+    check_dropped_weights(base, tmp_path / "cleaned")
     before = {str(file): file.read_bytes() for file in sorted(base.rglob("*")) if file.is_file()}
 
     told = prefloop.command("fork", base, "--name", "fork-beta", "--dry-run", sets=("update.beta=0.05",))
