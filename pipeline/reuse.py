@@ -15,11 +15,10 @@ from typing import Any
 
 from pipeline.artifacts import MANIFEST
 from pipeline.config import Config
-from pipeline.evaluation import one_answer
+from pipeline.config_facts import made_by, one_answer
 from pipeline.files import read_json
 from pipeline.fingerprints import differing_fields
 from pipeline.lineage import Lineage
-from pipeline.pairing import made_by
 from pipeline.reading import round_folders
 from pipeline.sources import Sources
 from pipeline.watch import Watch

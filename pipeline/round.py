@@ -15,12 +15,12 @@ from pipeline import figures, gate
 from pipeline.ahead import Ahead
 from pipeline.artifacts import StageFolder
 from pipeline.collect import Collector
+from pipeline.config_facts import made_by
 from pipeline.console import Stopwatch
 from pipeline.evaluation import Evaluation
 from pipeline.files import read_json, write_json
 from pipeline.gate import Rivals, Verdict, ungated
 from pipeline.model_folders import refuse_changed_model
-from pipeline.pairing import made_by
 from pipeline.policies import Policies
 from pipeline.round_context import RoundContext
 from pipeline.tensorboard import plot_evaluation
