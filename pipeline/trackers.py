@@ -146,7 +146,11 @@ _AXES = {"update": "step", "evaluation": "round"}
 
 
 class MlflowRun:
-    """A run of MLflow, experiment ``prefloop``: on MLFLOW_TRACKING_URI's server, else in ``RUN/mlruns``."""
+    """A run of MLflow, experiment ``prefloop``: on MLFLOW_TRACKING_URI's server, else in ``RUN/mlruns``.
+
+    A metric's slashes are dots there (``update/log_ratios.chosen.p10``): its store of files keeps a metric as a file,
+    and one under another's name would need that to be a folder.
+    """
 
     def __init__(self, config: Config, folder: Path) -> None:
         # MLflow 3 opens a store of plain files only where this says so; a database would want a package more.
@@ -170,7 +174,7 @@ class MlflowRun:
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        points = [Metric(f"{kind}/{name}", value, now_ms, at) for name, value in scalars.items()]
+        points = [Metric(f"{kind}/{name.replace('/', '.')}", value, now_ms, at) for name, value in scalars.items()]
         self._client.log_batch(self._id, metrics=points)
 
     def close(self) -> None:

@@ -30,7 +30,8 @@ def track(tmp_path, name, *, losses):
     found.folder().mkdir(exist_ok=True)
     with open_trackers(found, found.folder(), Console()) as trackers:
         for step, loss in enumerate(losses, 1):
-            trackers.add_step({"round": 2, "step": step, "steps": 3, "loss": loss}, steps_before=4)
+            curves = {"loss": loss, "log_ratios/chosen": 0.5, "log_ratios/chosen/p10": 0.25}
+            trackers.add_step({"round": 2, "step": step, "steps": 3} | curves, steps_before=4)
         trackers.add_evaluation(FIGURES, round=2)
     return found.folder()
 
@@ -47,7 +48,9 @@ def test_mlflow_keeps_every_point_at_its_step_and_goes_on_in_the_same_run(tmp_pa
     (run,) = client.search_runs([experiment.experiment_id])
     points = {(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "update/loss")}
     assert points == {(5, 0.7), (6, 0.6), (7, 0.5)}
-    assert run.data.metrics.keys() == {"update/loss", *(f"evaluation/{name}" for name in evaluation_scalars(FIGURES))}
+    evaluated = {f"evaluation/{name.replace('/', '.')}" for name in evaluation_scalars(FIGURES)}
+    updated = {"update/loss", "update/log_ratios.chosen", "update/log_ratios.chosen.p10"}
+    assert run.data.metrics.keys() == evaluated | updated
     assert run.data.params["update.loss_type"] == "minor_dpo" and run.info.status == "FINISHED"
 
 
