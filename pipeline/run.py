@@ -186,7 +186,7 @@ class Run:
                 "rounds",
                 wanted=f"at least {num_settled - num_watched}, which this run has settled",
                 got=str(self.num_rounds),
-                fix=f"--set rounds={num_settled - num_watched}, or another name: --set run.name=…",
+                fix=f"--set rounds={num_settled - num_watched}, or a run of its own: prefloop fork RUN --name NEW",
             )
 
     def _round(self, number: int) -> Round:
