@@ -19,9 +19,14 @@ from stages.errors import InputError, StageError
 QUICKSTART = Path("configs/quickstart.yaml")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return written_run.write_run(tmp_path_factory.mktemp("runs"))
+
+
 @pytest.fixture
-def run(tmp_path):
-    return written_run.write_run(tmp_path)
+def run(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
 
 
 def other(run, *overrides):

@@ -20,15 +20,21 @@ from stages.errors import ContractError, InputError, StageError
 from stages.weights import weights_sha256
 
 
-@pytest.fixture
-def run(tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
     """A written run whose last policy is a real, tiny model."""
-    found = written_run.write_run(tmp_path)
-    policy, made = found / "round-0002" / "policy", tiny_models.policy("llama", tmp_path / "llama")
+    folder = tmp_path_factory.mktemp("runs")
+    found = written_run.write_run(folder)
+    policy, made = found / "round-0002" / "policy", tiny_models.policy("llama", folder / "llama")
     shutil.rmtree(policy)
     shutil.copytree(made, policy)
     close_model(policy, {}, sha256=weights_sha256(policy))
     return found
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
 
 
 def test_the_folder_loads_and_its_card_is_read_by_the_hubs_own_library(run, tmp_path):
