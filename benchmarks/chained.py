@@ -18,8 +18,8 @@ from typing import Any
 
 from pipeline.artifacts import StageFolder
 from pipeline.config import Config
+from pipeline.config_facts import one_answer
 from pipeline.config_file import load_config
-from pipeline.evaluation import one_answer
 from pipeline.jobs.answers import Evaluate, PairShard, SampleShard, ScoreShard
 from pipeline.sources import RewardSource, find_sources
 from stages.contracts import CANDIDATES, FATES, PAIRS, PROMPTS, REFERENCE_LOGPS, SCORED

@@ -30,14 +30,14 @@ DRAW = Draw(0, 1, 1, POLICY_STREAM)
 def stage(folder: Path, num_prompts: int) -> dict[str, Any]:
     """The run's own stage, on the actor that a run samples with."""
     from pipeline import figures
+    from pipeline.config_facts import one_answer
     from pipeline.console import Console
     from pipeline.jobs.inputs import AllPrompts
     from pipeline.start import opened
 
     config = load_config(QUICKSTART, [])
     with opened(config, QUICKSTART, folder, Console(), needs=("policy", "prompts")) as shop:
-        from pipeline.evaluation import one_answer  # they import Ray, which reads an environment that `opened` sets
-        from pipeline.pools import read_prompts
+        from pipeline.pools import read_prompts  # it imports Ray, which reads an environment that `opened` sets
 
         source, pool, prompts = shop.sources.of(1).prompts, StageFolder(folder / "pool", PROMPTS), _prompts(folder)
         assert source is not None and config.prompts is not None

@@ -37,6 +37,22 @@ def run_command(config: Path, overrides: tuple[str, ...], rounds: str | None, wa
     _answer_for(lambda: run(config, overrides, more_rounds=rounds, watched=watch))
 
 
+@main.command("fork")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="what is other, e.g. update.beta=0.05")
+@click.option("--name", required=True, help="of the new run, beside the other one")
+@click.option(
+    "--config", "config", type=click.Path(path_type=Path), help="in the place of the run's own; rewards lie beside it"
+)
+@click.option("--dry-run", is_flag=True, help="only say what would be reused")
+def fork_command(run: Path, overrides: tuple[str, ...], name: str, config: Path | None, dry_run: bool) -> None:
+    """Start a run of other settings that reuses what is unchanged of the run in folder RUN, and say what that is."""
+    from pipeline.fork import fork
+
+    _answer_for(lambda: fork(run, overrides, name=name, config_file=config, dry_run=dry_run))
+
+
+_TRAINERS = ("trl", "llama-factory", "ms-swift", "nemo", "openrlhf")
 _TABLES = click.Path(path_type=Path)
 _OUT = click.option("--out", required=True, type=_TABLES, help="folder for the results")
 _SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key")
@@ -125,14 +141,22 @@ def update_command(config: Path, overrides: tuple[str, ...], pairs: Path | None,
 
 @main.command("export")
 @click.argument("run", type=_TABLES)
-@click.option("--format", "kind", type=click.Choice(["trl"]), default="trl", help="whose columns")
+@click.option("--to", "kind", type=click.Choice(_TRAINERS), help="whose pairs; trl where nothing is said")
 @click.option("--round", "rounds", type=int, multiple=True, help="only this one; may be repeated")
-@click.option("--out", type=_TABLES, help="a .parquet or .jsonl file; else RUN/export/trl.parquet")
-def export_command(run: Path, kind: str, rounds: tuple[int, ...], out: Path | None) -> None:
-    """Write the pairs of the run in folder RUN, with their reference log-probs, for other trainers."""
+@click.option("--out", type=_TABLES, metavar="FILE", help="where the pairs go; else RUN/export/…")
+@click.option("--model", type=_TABLES, metavar="FOLDER", help="the final policy with its card, in a new folder")
+def export_command(run: Path, kind: str | None, rounds: tuple[int, ...], out: Path | None, model: Path | None) -> None:
+    """Write the pairs of the run in folder RUN as another trainer reads them, or its final policy with a card."""
+    if model is not None:
+        if kind or rounds or out:
+            raise click.UsageError("--model goes alone; --to, --round and --out are about pairs.")
+        from pipeline.model_export import export_model
+
+        _answer_for(lambda: export_model(run, model))
+        return
     from pipeline.export import export_pairs
 
-    _answer_for(lambda: export_pairs(run, kind=kind, rounds=rounds, out=out))
+    _answer_for(lambda: export_pairs(run, kind=kind or "trl", rounds=rounds, out=out))
 
 
 @main.command("plan")
@@ -169,6 +193,18 @@ def status_command(run: Path) -> None:
     from pipeline.status import show_status
 
     _answer_for(lambda: show_status(run))
+
+
+@main.command("watch")
+@click.argument("run", type=click.Path(path_type=Path))
+def watch_command(run: Path) -> None:
+    """Watch the run in folder RUN as it goes on, from any terminal: stages, rates, workers, time to go.
+
+    Ctrl-C ends the watching, not the run. Where output is no terminal, one picture is printed.
+    """
+    from pipeline.live_view import watch
+
+    _answer_for(lambda: watch(run))
 
 
 @main.command("report")

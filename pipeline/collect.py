@@ -7,9 +7,9 @@ from typing import Any
 
 from pipeline import figures
 from pipeline.artifacts import StageFolder
-from pipeline.evaluation import one_answer
+from pipeline.config_facts import made_by, one_answer
 from pipeline.jobs import inputs
-from pipeline.pairing import made_by, nothing_made, paired, pairing
+from pipeline.pairing import nothing_made, paired, pairing
 from pipeline.pools import read_pairs
 from pipeline.round_context import RoundContext
 from pipeline.stage import Done, Stage, StageFlow, run_stage

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from cluster.mapper import Patience, Watcher
+from cluster.metrics import rates
 from cluster.pool import Pool
 from cluster.session import Devices, Resources
 from cluster.tasks import Tasks
+from cluster.timing import Timed
 from cluster.workers import TrainingGroup
+from pipeline.artifacts import Entry
 from pipeline.config import Config
 from pipeline.jobs.resting import rest_rewards, rest_sampler, rest_trainer
 from pipeline.layout import lay_out
 from pipeline.sources import RewardSource
-from pipeline.timeline import Timeline
+from pipeline.timeline import Timeline, stage_of
 from pipeline.worker_log import WorkerLog
 from stages.errors import PrefloopError
 from stages.protocols import Reward
@@ -131,17 +134,27 @@ class Crew:
 
     Attributes:
         timeline: when they worked.
+        rates: how fast, for Prometheus.
     """
 
     def __init__(self, config: Config, devices: Devices, *, log_dir: Path, worker_log: WorkerLog) -> None:
         self.timeline, asked = Timeline(), config.cluster
         self._patience = Patience(asked.max_worker_restarts, asked.start_timeout_s, asked.job_timeout_s)
-        self._watcher = Watcher(self.timeline.note, worker_log.came_up, worker_log.died)
+        self._watcher = Watcher(self._note, worker_log.came_up, worker_log.died)
         self._config, self.devices, self._log_dir = config, devices, log_dir
         self.layout = lay_out(config, devices)
         self._held: dict[str, tuple[object, Any]] = {}
         self._colocated = config.cluster.placement == "colocate"
         self._on_turn: str | None = None
+        self.rates = rates(asked, config.run.name)
+
+    def _note(self, job: Any, done: Timed) -> None:
+        self.timeline.note(job, done)
+        if isinstance(done.value, Entry):
+            amounts = {"rows": float(done.value.rows)}
+            if "tokens" in done.value.stats:
+                amounts["tokens"] = done.value.stats["tokens"]
+            self.rates.show(stage_of(job), amounts, done.ended - done.began)
 
     @property
     def stages_overlap(self) -> bool:

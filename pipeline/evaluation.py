@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline import figures
 from pipeline.artifacts import StageFolder
 from pipeline.config import Config
+from pipeline.config_facts import one_answer
 from pipeline.figures import Figures
 from pipeline.jobs import answers, inputs, training
 from pipeline.jobs.engine_logps import Divergence
@@ -23,7 +24,6 @@ from pipeline.workshop import Workshop
 from stages.contracts import PROMPTS, REFERENCE_LOGPS, SCORED, TEXTS
 from stages.errors import StageError
 from stages.protocols import Weights
-from stages.sample.config import SampleConfig
 from stages.sample.stage import Draw
 from stages.vocab import EVALUATION_STREAM
 
@@ -189,9 +189,3 @@ class Evaluation:
 
 def _folder(shop: Workshop, round: int) -> Path:
     return shop.folder / f"round-{round:04d}" / "evaluation"
-
-
-def one_answer(config: SampleConfig) -> SampleConfig:
-    """How evaluations sample: one answer a prompt from the policy itself, at temperature 1 and without truncation."""
-    plain = {"num_generations": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-    return config.model_copy(update=plain)

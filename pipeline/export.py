@@ -1,8 +1,9 @@
-"""A run's pairs for other trainers: TRL's columns, with the reference's log-probs joined on."""
+"""A run's pairs in other trainers' files, with the reference's log-probs; `pipeline.export_formats` has the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,55 +14,53 @@ import pyarrow.parquet as pq
 from pipeline import models
 from pipeline.artifacts import MANIFEST, StageFolder
 from pipeline.console import Console
-from pipeline.files import read_json
+from pipeline.export_formats import FORMATS, ExportedPair, Row
+from pipeline.files import read_json, replacing
 from pipeline.reading import run_settings
 from stages.contracts import MESSAGE, PAIRS, PROMPTS, REFERENCE_LOGPS
 from stages.errors import InputError
 
-_ENDINGS = (".parquet", ".jsonl")
-
 
 def export_pairs(run: Path, *, kind: str, rounds: Sequence[int], out: Path | None) -> None:
-    """Write the pairs of a run's rounds as one file, and say where.
+    """Write the pairs of a run's rounds as one file of another trainer's, and say where.
 
-    Columns are TRL's ``prompt``, ``chosen``, ``rejected`` (messages where the prompts are chats, else text),
-    ``ref_chosen_logps`` and ``ref_rejected_logps`` (summed, in nats; of the first reference), with the scores, the
-    margin, the ids and the round beside them.
-
-    Other trainers close every answer: TRL appends the EOS to a text. An answer that was cut at max_new_tokens, or that
-    a text of sample.stop ended, has none, and its log-prob is not that of the closed answer. Both ``ref_…`` columns are
-    null for a pair with such an answer: leave these rows out, or let the trainer compute the columns. So are they for
-    a round whose objective takes no reference.
+    TRL's rows also hold ``ref_chosen_logps`` and ``ref_rejected_logps``: summed, in nats, of the first reference. Other
+    trainers close every answer: TRL appends the EOS to a text. An answer that was cut at max_new_tokens, or that a text
+    of sample.stop ended, has none, and its log-prob is not that of the closed answer. Both ``ref_…`` columns are null
+    for a pair with such an answer: leave these rows out, or let the trainer compute the columns. So are they for a
+    round whose objective takes no reference.
 
     Raises:
         InputError: if there is no such run, a round without finished pairs, or an ending that is not known.
     """
-    assert kind == "trl"
-    target = out or run / "export" / "trl.parquet"
-    if target.suffix not in _ENDINGS:
+    form = FORMATS[kind]
+    target = out or run / "export" / f"{kind}{form.endings[0]}"
+    if target.suffix not in form.endings:
         raise InputError(
-            str(target), wanted=f"a file ending in {' or '.join(_ENDINGS)}", got=target.name, fix="--out pairs.parquet"
+            str(target),
+            wanted=f"a file ending in {' or '.join(form.endings)}",
+            got=target.name,
+            fix=f"--out pairs{form.endings[0]}",
         )
     console = Console()
     folders, ends = _round_folders(run, rounds, console), _find_ends(run)
-    tables = [table for folder in folders for table in _round_tables(folder, ends)]
-    if len({table.schema.field("prompt").type for table in tables}) > 1:
+    pairs = [pair for folder in folders for pair in _round_pairs(folder, ends)]
+    chats = pairs[0].chat is not None if pairs else False
+    if any((pair.chat is not None) != chats for pair in pairs):
         raise InputError(
             str(run),
             wanted="pairs of chats, or pairs of plain text",
             got="rounds of both",
             fix="export them apart: --round K --out FILE",
         )
-    table = pa.concat_tables(tables)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == ".parquet":
-        pq.write_table(table, target, compression="zstd")
-    else:
-        from datasets import Dataset
-
-        Dataset(table).to_json(str(target), force_ascii=False)
-    console.text(f"{table.num_rows:,} pairs of {len(folders)} rounds   {target}")
-    if num_open := table["ref_chosen_logps"].null_count:
+    rows = [row for pair in pairs if (row := form.row(pair)) is not None]
+    _write(target, rows, chats)
+    if form.beside is not None:
+        form.beside(target, chats)
+    console.text(f"{len(rows):,} pairs of {len(folders)} rounds   {target}\nuse   {form.use(target, chats)}")
+    if num_left := len(pairs) - len(rows):
+        console.text(f"{num_left:,} pairs are left out: {kind} holds only chats in which user and assistant take turns")
+    if kind == "trl" and (num_open := sum(pair.chosen_logp is None for pair in pairs)):
         why = (
             "their objective takes no reference, or one of their answers does not end in an EOS, which other trainers "
             "append"
@@ -69,6 +68,25 @@ def export_pairs(run: Path, *, kind: str, rounds: Sequence[int], out: Path | Non
             else "no tokenizer of the policy is here, to see which answers end in an EOS"
         )
         console.text(f"{num_open:,} of them without reference log-probs: {why}")
+
+
+def _write(target: Path, rows: Iterable[Row], chats: bool) -> None:
+    with replacing(target) as scratch:
+        if target.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(list(rows), schema=_trl_schema(chats)), scratch, compression="zstd")
+            return
+        with scratch.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _trl_schema(chats: bool) -> pa.Schema:
+    turn = pa.list_(MESSAGE) if chats else pa.string()
+    numbers = ("ref_chosen_logps", "ref_rejected_logps", "score_chosen", "score_rejected", "margin")
+    ids = ("pair_id", "prompt_id", "chosen_id", "rejected_id")
+    fields = [(name, turn) for name in ("prompt", "chosen", "rejected")]
+    fields += [(name, pa.float64()) for name in numbers] + [(name, pa.string()) for name in ids]
+    return pa.schema([*fields, ("round", pa.int32())])
 
 
 def _round_folders(run: Path, rounds: Sequence[int], console: Console) -> list[Path]:
@@ -122,31 +140,50 @@ def _reference(folder: Path) -> StageFolder:
     return StageFolder(several if several.is_dir() else folder / "reference_logps", REFERENCE_LOGPS)
 
 
-def _round_tables(folder: Path, ends: Ends | None) -> Iterator[pa.Table]:
+def _round_pairs(folder: Path, ends: Ends | None) -> Iterator[ExportedPair]:
     pairs, logps = StageFolder(folder / "pairs", PAIRS), _reference(folder)
     chats = _conversations(folder)
-    closing = frozenset() if ends is None else ends.of_chats if chats else ends.of_texts
+    closing = frozenset() if ends is None else ends.of_chats if chats else frozenset([ends.eos_id])
     for entry in pairs.entries():
         table = logps.read(entry.shard) if not _takes_no_reference(folder) else REFERENCE_LOGPS.table([])
         known = dict(zip(*(table[name].to_pylist() for name in ("response_id", "logp")), strict=True))
-        yield _trl_table(pairs.read(entry.shard).to_pylist(), known, chats, closing)
+        for row in pairs.read(entry.shard).to_pylist():
+            fit = all(row[f"{role}_token_ids"][-1] in closing for role in ("chosen", "rejected"))
+            yield ExportedPair(
+                row,
+                chats.get(row["prompt_id"]),
+                known.get(row["chosen_id"]) if fit else None,
+                known.get(row["rejected_id"]) if fit else None,
+                *(ends.around(row) if ends is not None else ()),
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The tokens that an answer must end in to be what another trainer makes of its text.
+    """The special tokens by which a policy's tokenizer opens prompts and closes answers.
 
     Attributes:
-        of_texts: the tokenizer's EOS, which trainers append to a text.
+        eos, eos_id: which trainers append to a text.
         of_chats: every EOS of the policy: the chat template writes one of them.
+        bos, bos_id: none where the tokenizer has none.
     """
 
-    of_texts: frozenset[int]
+    eos: str
+    eos_id: int
     of_chats: frozenset[int]
+    bos: str
+    bos_id: int | None
+
+    def around(self, pair: Row) -> tuple[str, str, str]:
+        """What stands before the prompt, after the chosen and after the rejected answer, by a pair's tokens."""
+        opened = self.bos_id is not None and pair["prompt_token_ids"][:1] == [self.bos_id]
+        closed = [pair[f"{role}_token_ids"][-1] == self.eos_id for role in ("chosen", "rejected")]
+        written = pair["prompt"].startswith(self.bos)
+        return (self.bos if opened and not written else "", *(self.eos if end else "" for end in closed))  # type: ignore[return-value]
 
 
 def _find_ends(run: Path) -> Ends | None:
-    """The ends of the answers of a run's policies, which share one tokenizer; None where none of them is here."""
+    """The special tokens of a run's policies, which share one tokenizer; None where none of them is here."""
     policy = run_settings(run).get("policy", {})
     folders = sorted(run.glob("round-[0-9]*/policy"), reverse=True)
     first = models.find_here(policy["path"], key="policy.path") if "path" in policy else None
@@ -155,10 +192,12 @@ def _find_ends(run: Path) -> Ends | None:
         return None
     from stages.tokenizers import load_tokenizer
 
-    eos = load_tokenizer(folder, pad_token=policy.get("pad_token"), key="policy.path").eos_token_id
+    tokenizer = load_tokenizer(folder, pad_token=policy.get("pad_token"), key="policy.path")
     generation = folder / "generation_config.json"
     more = read_json(generation).get("eos_token_id") if generation.exists() else None
-    return Ends(frozenset([eos]), frozenset([eos, *(more if isinstance(more, list) else [more])]) - {None})
+    eos_id = tokenizer.eos_token_id
+    of_chats = frozenset([eos_id, *(more if isinstance(more, list) else [more])]) - {None}
+    return Ends(tokenizer.eos_token, eos_id, of_chats, tokenizer.bos_token or "", tokenizer.bos_token_id)
 
 
 def _conversations(folder: Path) -> dict[str, Any]:
@@ -169,30 +208,3 @@ def _conversations(folder: Path) -> dict[str, Any]:
             rows = table.select(["prompt_id", "conversation"])
             chats |= dict(zip(rows["prompt_id"].to_pylist(), rows["conversation"].to_pylist(), strict=True))
     return chats if chats and all(chats.values()) else {}
-
-
-def _trl_table(
-    pairs: list[dict[str, Any]], logps: dict[str, float], chats: dict[str, Any], closing: frozenset[int]
-) -> pa.Table:
-    turn = pa.list_(MESSAGE) if chats else pa.string()
-    rows = []
-    for pair in pairs:
-        answers = {role: pair[role] for role in ("chosen", "rejected")}
-        if chats:
-            answers = {role: [{"role": "assistant", "content": text}] for role, text in answers.items()}
-        fit = all(pair[f"{role}_token_ids"][-1] in closing for role in ("chosen", "rejected"))
-        rows.append(
-            {
-                "prompt": chats[pair["prompt_id"]] if chats else pair["prompt"],
-                **answers,
-                "ref_chosen_logps": logps.get(pair["chosen_id"]) if fit else None,
-                "ref_rejected_logps": logps.get(pair["rejected_id"]) if fit else None,
-                **{name: pair[name] for name in ("score_chosen", "score_rejected", "margin")},
-                **{name: pair[name] for name in ("pair_id", "prompt_id", "chosen_id", "rejected_id", "round")},
-            }
-        )
-    numbers = ("ref_chosen_logps", "ref_rejected_logps", "score_chosen", "score_rejected", "margin")
-    ids = ("pair_id", "prompt_id", "chosen_id", "rejected_id")
-    fields = [(name, turn) for name in ("prompt", "chosen", "rejected")]
-    fields += [(name, pa.float64()) for name in numbers] + [(name, pa.string()) for name in ids]
-    return pa.Table.from_pylist(rows, schema=pa.schema([*fields, ("round", pa.int32())]))

@@ -22,7 +22,8 @@ def refuse_other_fingerprint(where: Path, found: Mapping[str, Any], wanted: Mapp
             str(where),
             wanted="\n".join(f"{key}: {now.get(key, 'nothing')}" for key in fields),
             got="\n".join(f"{key}: {then.get(key, 'nothing')}" for key in fields),
-            fix="go back to the config that made it, or give this run another name: --set run.name=…",
+            fix="go back to the config that made it, or start another run that reuses what is unchanged: "
+            "prefloop fork RUN --name NEW --set …",
         )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from pipeline import figures
 from pipeline.artifacts import StageFolder
 from pipeline.config import Config
+from pipeline.config_facts import made_by
 from pipeline.jobs.answers import PairShard
 from pipeline.stage import Done, Stage
 from pipeline.workshop import Workshop
-from stages.contracts import FATES, GROUPS, PAIRS, Contract
+from stages.contracts import FATES, GROUPS
 from stages.errors import StageError
 from stages.score.config import costs
 
@@ -38,11 +39,6 @@ class Paired:
     def line(self) -> str:
         told = figures.grouped_line if self.made.contract is GROUPS else figures.paired_line
         return told(self.figures, self.done.seconds)
-
-
-def made_by(config: Config) -> Contract:
-    """What pairing makes: `PAIRS`, or with that strategy `GROUPS`; ready pairs are pairs."""
-    return GROUPS if config.pairs is None and config.pair.strategy == "groups" else PAIRS
 
 
 def pairing(

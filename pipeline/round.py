@@ -15,12 +15,12 @@ from pipeline import figures, gate
 from pipeline.ahead import Ahead
 from pipeline.artifacts import StageFolder
 from pipeline.collect import Collector
+from pipeline.config_facts import made_by
 from pipeline.console import Stopwatch
 from pipeline.evaluation import Evaluation
 from pipeline.files import read_json, write_json
 from pipeline.gate import Rivals, Verdict, ungated
 from pipeline.model_folders import refuse_changed_model
-from pipeline.pairing import made_by
 from pipeline.policies import Policies
 from pipeline.round_context import RoundContext
 from pipeline.tensorboard import plot_evaluation
@@ -171,8 +171,10 @@ class Round:
         """The round's figures, and what was decided on them."""
         file, found = self.folder / "report.json", self._at.figures
         evaluated, told = found.get("evaluate"), read_json(file).get("evaluate") if file.exists() else None
-        if self._at.config.run.tensorboard and evaluated and evaluated != told:
-            plot_evaluation(self._at.shop.folder, round=self.number, figures=evaluated)
+        if evaluated and evaluated != told:
+            if self._at.config.run.tensorboard:
+                plot_evaluation(self._at.shop.folder, round=self.number, figures=evaluated)
+            self._at.shop.trackers.add_evaluation(evaluated, round=self.number)
         if syncs := self._at.shop.sync.taken():
             found["engine_sync"] = syncs
         ended = time.time()

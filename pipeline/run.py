@@ -24,6 +24,7 @@ from pipeline.round_context import RoundContext
 from pipeline.run_folder import write_config
 from pipeline.run_pools import RunPools
 from pipeline.schedule import asked_rounds, reason_to_stop
+from pipeline.versions import keep_versions
 from pipeline.watch import Watch
 from pipeline.workshop import Workshop
 from stages.contracts import CANDIDATES, FATES, GROUPS, PAIRS, SCORED
@@ -186,7 +187,7 @@ class Run:
                 "rounds",
                 wanted=f"at least {num_settled - num_watched}, which this run has settled",
                 got=str(self.num_rounds),
-                fix=f"--set rounds={num_settled - num_watched}, or another name: --set run.name=…",
+                fix=f"--set rounds={num_settled - num_watched}, or a run of its own: prefloop fork RUN --name NEW",
             )
 
     def _round(self, number: int) -> Round:
@@ -265,8 +266,9 @@ class Run:
         self._publish()
 
     def _publish(self) -> None:
-        """Write what follows from the lineage: the config that made it, the result's name and link, the reports."""
+        """Write what follows from the lineage: the config, the releases, the result's name and link, the reports."""
         write_config(self.config)
+        keep_versions(self.folder)
         write_json(self.folder / "final.json", describe(self.result, self.folder))
         link, scratch = self.folder / "final", self.folder / ".final"
         scratch.unlink(missing_ok=True)

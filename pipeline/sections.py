@@ -37,6 +37,9 @@ class RunSection(Settings):
     tensorboard: bool = where(
         True, description="curves of metrics and evaluations for TensorBoard, in the run's folder"
     )
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = where(
+        (), description="who else gets these points; each is an extra to install: pip install 'prefloop[wandb]'"
+    )
 
 
 class PolicyConfig(Settings):

@@ -24,6 +24,7 @@ from pipeline.report import result_table, round_reports, where_things_are
 from pipeline.run_folder import is_held, next_log_dir, only_run
 from pipeline.schedule import add_rounds, parse_addition
 from pipeline.sources import ALL, Sources, find_sources, imported_from
+from pipeline.trackers import open_trackers
 from pipeline.watch import Watch, refuse_watch
 from pipeline.worker_log import WorkerLog
 from stages.errors import ConfigError, PrefloopError
@@ -114,11 +115,14 @@ def opened(
         from pipeline.workshop import Workshop
 
         shipped = shipped_from(beside)
-        with session(config.cluster, log_dir=log_dir, search_path=[beside], shipped=shipped) as devices:
+        with (
+            open_trackers(config, folder, console) as trackers,
+            session(config.cluster, log_dir=log_dir, search_path=[beside], shipped=shipped) as devices,
+        ):
             fault_point("driver.start")
             crew = Crew(config, devices, log_dir=log_dir, worker_log=WorkerLog(log_dir, console))
             refuse_unless_it_fits(crew.layout.workers)
-            yield Workshop(config, sources, crew, console, folder, EngineSync(crew, folder))
+            yield Workshop(config, sources, crew, console, folder, EngineSync(crew, folder), trackers)
             crew.close()  # after an error, the end of the session ends them too
     except (PrefloopError, ClusterError):
         raise

@@ -39,10 +39,17 @@ class StepCurves:
         """A function that takes a step's metrics, as in ``metrics.jsonl``."""
         folder = self.run_folder / "tensorboard" / "update"
         with _event_file(folder, start=self.steps_before + 1) as add:
-            yield lambda metrics: add(
-                self.steps_before + int(metrics["step"]),
-                {name: value for name, value in metrics.items() if name not in _COORDINATES},
-            )
+            yield lambda metrics: add(self.steps_before + int(metrics["step"]), step_scalars(metrics))
+
+
+def step_scalars(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What is plotted of a step's metrics."""
+    return {name: value for name, value in metrics.items() if name not in _COORDINATES}
+
+
+def evaluation_scalars(figures: Mapping[str, Any]) -> dict[str, float]:
+    """What is plotted of an evaluation's figures."""
+    return dict(_flat(figures))
 
 
 def step_curves(run_folder: Path, *, round: int) -> StepCurves:
@@ -54,7 +61,7 @@ def step_curves(run_folder: Path, *, round: int) -> StepCurves:
 def plot_evaluation(run_folder: Path, *, round: int, figures: Mapping[str, Any]) -> None:
     """Plot the figures of a round's evaluation."""
     with _event_file(run_folder / "tensorboard" / "evaluation", start=round) as add:
-        add(round, dict(_flat(figures)))
+        add(round, evaluation_scalars(figures))
 
 
 @contextmanager

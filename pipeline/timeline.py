@@ -33,7 +33,7 @@ class Timeline:
         """Note when a job worked; an update ends with its last optimizer step, and publishes from there on."""
         stepped = done.value if isinstance(job, UpdatePolicy) else None
         if stepped is None:
-            self._spans.append(Span(_stage_of(job), done.began, done.ended))
+            self._spans.append(Span(stage_of(job), done.began, done.ended))
         else:
             self._spans.append(Span("update", done.began, stepped))
             self._spans.append(Span("publish", stepped, done.ended))
@@ -80,7 +80,8 @@ def _joined(spans: Sequence[Span]) -> list[Span]:
     return sorted(joined, key=lambda found: found.start_s)
 
 
-def _stage_of(job: Any) -> str:
+def stage_of(job: Any) -> str:
+    """The stage that a job belongs to."""
     match job:
         case SampleShard(out=out) | ScoreShard(out=out) | SumShard(out=out) if out.path.parent.name == "evaluation":
             return "evaluate"

@@ -133,6 +133,7 @@ class Updater:
         manifest = found_model(policy, fingerprint)
         ended = ended_without_model(self._at.folder, fingerprint)
         if manifest is None and ended is None:
+            curves = step_curves(shop.folder, round=self._at.number)
             job = training.UpdatePolicy(
                 start=start,
                 data=data,
@@ -142,7 +143,7 @@ class Updater:
                 fingerprint=fingerprint,
                 round=self._at.number,
                 seed=config.run.seed,
-                curves=step_curves(shop.folder, round=self._at.number) if config.run.tensorboard else None,
+                curves=curves if config.run.tensorboard else None,
                 auxiliary_weights=self._auxiliary_weights,
                 stream=self._at.stream if "stream" in config.update.needs else None,
                 value_head=self._value_head if "value" in config.update.needs else None,
@@ -150,9 +151,14 @@ class Updater:
                 probe=shop.sync.probe,
             )
             with shop.console.bar("update", total=None) as bar:
-                shop.crew.trainers(config).run(
-                    job, on_report=lambda step: bar.at(step["step"], step["steps"]), meanwhile=meanwhile
-                )
+
+                def on_step(step: dict[str, float]) -> None:
+                    bar.at(step["step"], step["steps"])
+                    shop.trackers.add_step(step, steps_before=curves.steps_before)
+                    amounts = {"rows": step.get("num_pairs", 0.0), "tokens": step.get("num_tokens", 0.0)}
+                    shop.crew.rates.show("update", amounts, step.get("step_s", 0.0))
+
+                shop.crew.trainers(config).run(job, on_report=on_step, meanwhile=meanwhile)
             manifest = found_model(policy, fingerprint)
             ended = ended_without_model(self._at.folder, fingerprint)
             assert manifest is not None or ended is not None, "the training group published no policy"

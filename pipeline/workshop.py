@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline.entries import Entry
 from pipeline.jobs import answers as jobs
 from pipeline.sources import RewardSource, Sources
 from pipeline.stage import Done, Mapper, Stage, run_stage
+from pipeline.trackers import Trackers
 from stages.contracts import CANDIDATES, SCORED
 from stages.errors import StageError
 from stages.protocols import Weights
@@ -36,6 +37,7 @@ class Workshop:
     console: Console
     folder: Path
     sync: EngineSync
+    trackers: Trackers = field(default_factory=Trackers)
 
     def run_stage(
         self,

@@ -28,6 +28,7 @@ def test_layers_are_kept():
         "from pipeline.cli import main; main(['doctor', '--help'], standalone_mode=False)",
         "from pipeline.status import show_status; from pipeline.report import show_page; "
         "import pipeline.compare, pipeline.trace",
+        "import pipeline.fork, pipeline.live_view, pipeline.model_export, pipeline.export, pipeline.trackers",
         "from pathlib import Path; from pipeline.plan.command import show_plan; "
         "show_plan(Path('configs/quickstart.yaml'), ['rounds=2'], devices='8x80GB', in_json=False)",
     ],

@@ -94,7 +94,7 @@ def test_loose_tables_are_taken_and_cut_by_prompt(prefloop, whole, tmp_path):
 
 
 def test_a_run_is_exported_for_trl_with_its_reference_log_probs(prefloop, whole):
-    done = prefloop.command("export", str(whole))
+    done = prefloop.command("export", str(whole), "--to", "trl")
     assert done.code == 0, done.err
     exported = pq.read_table(whole / "export" / "trl.parquet").to_pylist()
     logps = {row["response_id"]: row["logp"] for row in rows(whole / "round-0001" / "reference_logps")}

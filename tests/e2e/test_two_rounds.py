@@ -256,3 +256,9 @@ def test_another_config_in_the_same_folder_is_refused_with_the_differing_fields(
     assert "sample.temperature: 0.7" in other.err and "sample.temperature: 1.0" in other.err
     assert "update.beta: 0.3" in other.err
     assert "learning_rate" not in other.err
+
+
+def test_a_fork_would_make_again_what_is_set_otherwise_and_what_comes_of_it(story):
+    from test_fork import check_reuse
+
+    check_reuse(story["folder"])

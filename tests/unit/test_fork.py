@@ -1,0 +1,118 @@
+"""Taking over what stays: by links that do the first run no harm, all of it or nothing; the table that says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import written_run
+from refusals import refused
+
+from pipeline.config_file import load_config
+from pipeline.fork import fork, show, take_over
+from pipeline.lineage import Lineage
+from pipeline.reuse import STAGES, Reuse, Reused
+from stages.errors import InputError, StageError
+
+QUICKSTART = Path("configs/quickstart.yaml")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return written_run.write_run(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def other(run, *overrides):
+    return load_config(run / "config.yaml", [*overrides, f"run.dir={run.parent}", "run.name=other"])
+
+
+def reuse(*made_again: str) -> Reuse:
+    """Round 1 whole, and round 2 up to a stage."""
+    stages = [Reused(1, stage, True, "unchanged") for stage in STAGES]
+    stages += [Reused(2, stage, stage not in made_again, "for a reason") for stage in STAGES]
+    return Reuse(stages, 1, ["prompts", "evaluation"])
+
+
+LATER = ("reference", "update", "evaluate", "settle")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file() and not file.is_symlink()}
+
+
+def test_what_stays_is_the_same_file_and_what_is_made_again_is_not_there(run):
+    before = content(run)
+    config = other(run)
+    take_over(run, config, reuse(*LATER))
+    there = config.folder()
+    for name in ("round-0001/policy/manifest.json", "round-0002/pairs/part-00000.parquet", "prompts/manifest.json"):
+        assert (there / name).samefile(run / name), name
+    for name in ("reference_logps", "policy", "evaluation", "report.json", "metrics.jsonl"):
+        assert not (there / "round-0002" / name).exists(), name
+    assert not (there / "round-0001" / "metrics.jsonl").samefile(run / "round-0001" / "metrics.jsonl")
+    (record,) = Lineage.read(there / "run.json").rounds
+    assert record.standing.path == there / "round-0001" / "policy"
+    assert load_config(there / "config.yaml").run.name == "other"
+    assert content(run) == before
+
+
+def test_what_the_new_run_writes_never_reaches_the_first(run):
+    from pipeline.artifacts import StageFolder
+    from pipeline.files import write_json
+    from stages.contracts import PAIRS
+
+    before, config = content(run), other(run)
+    take_over(run, config, reuse(*LATER))
+    there = config.folder()
+    pairs = StageFolder(there / "round-0002" / "pairs", PAIRS)
+    pairs.refuse("to be made again")
+    pairs.drop()
+    write_json(there / "round-0001" / "report.json", {"round": 1})
+    with (there / "round-0001" / "metrics.jsonl").open("a") as file:
+        file.write("{}\n")
+    shutil.rmtree(there / "round-0001" / "policy")
+    assert content(run) == before
+
+
+def test_nothing_is_left_where_it_cannot_be_made_whole(run):
+    config = other(run)
+    (run / "run.json").write_text("{")
+    with pytest.raises(InputError):
+        take_over(run, config, reuse(*LATER))
+    assert {path.name for path in run.parent.iterdir()} == {run.name}
+
+
+def test_a_fork_needs_a_settled_round_and_a_name_of_its_own(run):
+    def forked(name):
+        fork(run, [], name=name, config_file=None, dry_run=True)
+
+    refused(lambda: forked(run.name), "a new run", "--name", kind=StageError)
+    (run / "config.yaml").unlink()
+    refused(lambda: forked("other"), "let a round finish", kind=InputError)
+    refused(lambda: fork(run / "none", [], name="x", config_file=None, dry_run=True), "of a run", kind=InputError)
+
+
+def test_the_table_joins_stages_of_one_lot_and_names_new_rounds(run, capsys):
+    show(reuse(*LATER), other(run, "rounds=4"))
+    told = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "round 1 prompts, sample, score, pair, reference, update, evaluate, settle reused unchanged" in told
+    assert "round 2 reference, update, evaluate, settle made again for a reason" in told
+    assert "rounds 3 to 4 all new" in told
+
+
+def test_watched_files_of_settled_rounds_go_along(run):
+    entries = [{"file": f"/in/{n}.jsonl", "round": n, "changed_ns": n} for n in (1, 2)]
+    (run / "watched.json").write_text(json.dumps({"files": [*entries, {"file": "/in/bad", "round": None}]}))
+    for number in (1, 2):
+        shutil.copytree(run / "prompts", run / f"prompts-{number}")
+    config = other(run)
+    take_over(run, config, reuse(*LATER))
+    assert json.loads((config.folder() / "watched.json").read_text())["files"] == entries[:1]
+    assert {path.name for path in config.folder().glob("prompts-*")} == {"prompts-1"}

@@ -1,0 +1,110 @@
+"""The final policy with its card: a folder that loads, metadata that the hub reads, nothing of this machine in it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_models
+import written_run
+import yaml
+from refusals import refused
+
+from pipeline.lineage import Lineage
+from pipeline.model_card import model_card, public_settings
+from pipeline.model_export import export_model
+from pipeline.model_folders import close_model
+from pipeline.versions import installed_versions, keep_versions
+from stages.errors import ContractError, InputError, StageError
+from stages.weights import weights_sha256
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A written run whose last policy is a real, tiny model."""
+    folder = tmp_path_factory.mktemp("runs")
+    found = written_run.write_run(folder)
+    policy, made = found / "round-0002" / "policy", tiny_models.policy("llama", folder / "llama")
+    shutil.rmtree(policy)
+    shutil.copytree(made, policy)
+    close_model(policy, {}, sha256=weights_sha256(policy))
+    return found
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def test_the_folder_loads_and_its_card_is_read_by_the_hubs_own_library(run, tmp_path):
+    from huggingface_hub import ModelCard
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out = tmp_path / "shared" / "model"
+    export_model(run, out)
+    AutoModelForCausalLM.from_pretrained(out)
+    AutoTokenizer.from_pretrained(out)
+    assert not (out / "manifest.json").exists()
+    card = ModelCard.load(out / "README.md")
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-generation"
+    assert {"prefloop", "minor_dpo"} <= set(card.data.tags)
+    assert card.data.base_model is None  # an embedded model is not the hub's
+
+
+def test_the_card_says_data_rounds_objective_gate_figures_and_versions(run):
+    keep_versions(run)
+    text = model_card(run)
+    for told in (
+        "embedded:reverse-prompts",
+        "loss_type: minor_dpo",
+        "gate: max_kl 20.0",
+        "win rate",
+        "exact_match",
+        "round 2, promote",
+        Lineage.read(run / "run.json").rounds[-1].standing.sha256,
+        f"- torch: {installed_versions()['torch']}",
+    ):
+        assert told in text, told
+
+
+def test_nothing_in_the_folder_names_a_place_on_this_machine(run, tmp_path):
+    config = run / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["policy"]["path"] = str(tmp_path / "private" / "base")
+    settings["prompts"]["path"] = "~/private/prompts.jsonl"
+    settings["reference"] = ["initial", str(tmp_path / "private" / "other")]
+    settings["rounds"] = [{}, {"prompts": {"path": str(tmp_path / "private" / "more.jsonl")}}]
+    config.write_text(yaml.safe_dump(settings))
+    export_model(run, out := tmp_path / "out")
+    for file in out.iterdir():
+        content = file.read_bytes().decode("latin-1")
+        assert str(tmp_path) not in content and "private" not in content and str(Path.home()) + "/" not in content
+    card = (out / "README.md").read_text()
+    assert "prompts.jsonl" in card and "more.jsonl" in card and "initial, other" in card
+
+
+def test_names_of_the_hub_stay_whole():
+    given = {"path": "org/name", "inner": [{"path": "embedded:reverse"}], "reference": "round_start", "seed": 1}
+    assert public_settings(given) == given
+
+
+def test_a_base_model_of_the_hub_is_named_by_where_its_files_lay(run):
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("embedded:reverse\n", "org/base\n"))
+    assert "base_model" not in model_card(run)
+    file = run / "run.json"
+    snapshot = run / "hub" / "models--org--base" / "snapshots" / "1"
+    file.write_text(file.read_text().replace('"first"', f'"{snapshot}"'))
+    assert "base_model: org/base" in model_card(run)
+
+
+def test_what_cannot_be_exported_is_refused(run, tmp_path):
+    refused(lambda: export_model(tmp_path / "none", tmp_path / "out"), "the folder of a run", kind=InputError)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    refused(lambda: export_model(run, tmp_path / "full"), "a new or an empty folder", kind=StageError)
+    (run / "round-0002" / "policy" / "config.json").write_text("{}")
+    refused(lambda: export_model(run, tmp_path / "out"), "as published", kind=ContractError)
+    (run / "run.json").unlink()
+    refused(lambda: export_model(run, tmp_path / "out"), "no settled round", kind=InputError)
