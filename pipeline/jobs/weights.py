@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import sync_tree
 from pipeline.model_folders import close_model, found_model
 from stages.protocols import Weights
 
@@ -31,4 +32,5 @@ class MixWeights:
             return
         master = mix(self.newer, self.older, by=self.by, out=self.folder, dtype=self.dtype, pad_token=self.pad_token)
         found = Weights.found(policy, round=self.newer.round, master=master)
+        sync_tree(self.folder)
         close_model(policy, self.fingerprint, sha256=found.sha256, master_sha256=found.master_sha256)
