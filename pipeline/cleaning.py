@@ -1,9 +1,9 @@
 """Freeing a run's disk: the weights of rounds that nothing goes on from. What is dropped stands in the lineage.
 
-Kept are the last rounds' (``run.keep``), the best's, those of the policy that the run stands behind and of the one
-before it in its line, with the mixtures made of these: all that the next round may start from or refer to. Of the
-others policy, float32 master, optimizer state and mixtures lose their weights; config, tokenizer and manifest stay, and
-so do all tables, figures, value heads and adapters.
+Kept are the last rounds' (``run.keep``), those of the policy that the run stands behind and of the one before it in its
+line, with the mixtures made of these: all that the next round may start from or refer to. So are the same of the best
+policy, which the gate may roll back to. Of the others policy, float32 master, optimizer state and mixtures lose their
+weights; config, tokenizer and manifest stay, and so do all tables, figures, value heads and adapters.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def _told(size_bytes: int) -> str:
 def kept_rounds(lineage: Lineage, *, best: int, last: int) -> set[int]:
     """The rounds whose weights stay."""
     settled = len(lineage.rounds)
-    line = lineage.line(settled)[:2]
-    needed = {best, *line, *(number + 1 for number in line), *range(settled - last + 1, settled + 1)}
+    lines = {*lineage.line(settled)[:2], *lineage.line(best)[:2]}
+    needed = {best, *lines, *(number + 1 for number in lines), *range(settled - last + 1, settled + 1)}
     return {number for number in needed if 1 <= number <= settled}
 
 

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.embedded_models import Recipe, make_judge, make_policy, write_prompts
+from pipeline.files import place, sync_tree
 from stages.errors import InputError
 
 PREFIX = "embedded:"
@@ -87,7 +88,8 @@ def _built_aside(target: Path) -> Iterator[Path]:
     try:
         yield scratch / target.name
         if not target.exists():
-            (scratch / target.name).rename(target)
+            sync_tree(scratch)
+            place(scratch / target.name, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -26,16 +27,35 @@ def replacing(target: Path) -> Iterator[Path]:
         yield scratch
         sync(scratch)
         fault_point("file.written", [target])
-        scratch.replace(target)
+        place(scratch, target)
         fault_point("file.placed", [target])
     finally:
         scratch.unlink(missing_ok=True)
 
 
+def place(scratch: Path, target: Path) -> None:
+    """Give a file, folder or link that is whole its name, which then stays even where the power fails."""
+    scratch.replace(target)
+    sync(target.parent)
+
+
 def sync(path: Path) -> None:
-    """Wait until a file's content is on its disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems sync files alone
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(path: Path) -> None:
+    """Wait until a file, or a folder with all that is in it, is on the disk; nothing where there is none."""
+    for found in (*path.rglob("*"), path):
+        if found.exists():
+            sync(found)
 
 
 def write_json(target: Path, value: Any) -> None:

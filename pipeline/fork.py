@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.config_file import load_config
 from pipeline.console import Console
 from pipeline.files import read_json, write_json
-from pipeline.lineage import Lineage
+from pipeline.lineage import Lineage, read_records, write_records
 from pipeline.reading import num_rounds, round_folders, run_settings
 from pipeline.reuse import STAGES, Comparison, Reuse, Reused
 from pipeline.run_folder import write_config
@@ -138,7 +138,7 @@ def take_over(run: Path, config: Config, found: Reuse) -> None:
 def _settled(run: Path, scratch: Path, count: int) -> None:
     """What the run knows of its settled rounds: lineage, watched files with their prompts, curves."""
     kept = Lineage.read(run / "run.json").rounds[:count]
-    write_json(scratch / "run.json", {"rounds": read_json(run / "run.json")["rounds"][: len(kept)]})
+    write_records(scratch / "run.json", read_records(run / "run.json")[: len(kept)])
     if (watched := run / "watched.json").exists():
         entries = [entry for entry in read_json(watched)["files"] if entry["round"] and entry["round"] <= count]
         write_json(scratch / "watched.json", {"files": entries})

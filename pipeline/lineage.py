@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ class Lineage:
         self._write()
 
     def _write(self) -> None:
-        write_vouched(self.file, {"rounds": [self._plain(found) for found in self.rounds]})
+        write_records(self.file, [self._plain(found) for found in self.rounds])
 
     def _plain(self, record: RoundRecord) -> dict[str, Any]:
         folder = self.file.parent
@@ -105,6 +105,11 @@ def read_records(file: Path) -> list[dict[str, Any]]:
         return []
     fix = "restore the file, or start a run of another name: --set run.name=…"
     return read_vouched(file, "a run's lineage", fix=fix)["rounds"]  # type: ignore[no-any-return]
+
+
+def write_records(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write settled rounds as plain JSON, see `read_records`."""
+    write_vouched(file, {"rounds": list(records)})
 
 
 def describe(weights: Weights, run_folder: Path) -> dict[str, Any]:

@@ -60,6 +60,16 @@ def found_model(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] 
     return manifest
 
 
+def found_mixture(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a mixture in ``folder/policy``, or None if it is unfinished or its weights were removed since.
+
+    Raises as `found_model`.
+    """
+    manifest = found_model(folder / "policy", fingerprint)
+    needed = ("policy", "master") if manifest and manifest["master_sha256"] else ("policy",)
+    return manifest if all(any((folder / name).glob("*.safetensors")) for name in needed) else None
+
+
 def end_without_model(round_folder: Path, fingerprint: Mapping[str, Any], **figures: Any) -> None:
     """Note that a round's update was ended without a policy."""
     write_vouched(round_folder / _ENDED, {"fingerprint": fingerprint} | figures)

@@ -8,14 +8,16 @@ later ones name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.jobs.weights import MixWeights
 from pipeline.lineage import Lineage
-from pipeline.model_folders import found_model
+from pipeline.model_folders import found_mixture, found_model
 from stages.protocols import Weights
 
 if TYPE_CHECKING:
@@ -93,7 +95,8 @@ class PolicyLine:
         newer = self._standing(number - 1)
         if not newer.round or not config.momentum:
             return newer
-        return self._mixed(number, "start", newer, self._standing(newer.round - 1), by=config.momentum)
+        older, is_open = self._standing(newer.round - 1), number > len(self._lineage.rounds)
+        return self._mixed(number, "start", newer, lambda _: older, by=config.momentum, is_used=is_open)
 
     def _reference(self, name: str, number: int, start: Weights, config: Config) -> Weights:
         match name:
@@ -105,25 +108,33 @@ class PolicyLine:
                 made_in = self._standing(number - 1).round
                 return self._lineage.rounds[made_in - 1].start if made_in else start
             case "ema":
-                return self._average(self._standing(number - 1))
+                return self._average(self._standing(number - 1), is_used=number > len(self._lineage.rounds))
         return self._shop.sources.of(number).references[name]
 
-    def _average(self, policy: Weights) -> Weights:
+    def _average(self, policy: Weights, is_used: bool) -> Weights:
         """The exponential moving average of the first policy and all that led to one, itself included."""
         number = policy.round + 1
         if number == 1:
             return policy
         decay = self._shop.config.for_round(number).ema_decay
-        return self._mixed(number, "ema", policy, self._average(self._standing(number - 2)), by=-decay)
+        older = partial(self._average, self._standing(number - 2))
+        return self._mixed(number, "ema", policy, older, by=-decay, is_used=is_used)
 
-    def _mixed(self, number: int, name: str, newer: Weights, older: Weights, *, by: float) -> Weights:
-        """``newer + by * (newer - older)``, in the round's folder."""
+    def _mixed(
+        self, number: int, name: str, newer: Weights, older: Callable[[bool], Weights], *, by: float, is_used: bool
+    ) -> Weights:
+        """``newer + by * (newer - older)``, in the round's folder.
+
+        Args:
+            older: gives it, told whether its weights are used.
+            is_used: whether its weights are; where only its name counts, as of settled rounds, they may be removed.
+        """
         shop, config = self._shop, self._shop.config
         folder: Path = shop.folder / f"round-{number:04d}" / name
-        fingerprint = {"newer": newer.identity, "older": older.identity, "by": by, "dtype": config.policy.dtype}
-        manifest = found_model(folder / "policy", fingerprint)
+        fingerprint = {"newer": newer.identity, "older": older(False).identity, "by": by, "dtype": config.policy.dtype}
+        manifest = found_mixture(folder, fingerprint) if is_used else found_model(folder / "policy", fingerprint)
         if manifest is None:
-            job = MixWeights(newer, older, by, folder, config.policy.dtype, config.policy.pad_token, fingerprint)
+            job = MixWeights(newer, older(True), by, folder, config.policy.dtype, config.policy.pad_token, fingerprint)
             shop.crew.tasks.run(job)
             manifest = found_model(folder / "policy", fingerprint)
             assert manifest is not None, "a mixture was published without its manifest"

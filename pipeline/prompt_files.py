@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.files import place, sync
 from stages.errors import InputError
 from stages.weights import file_sha256
 
@@ -216,7 +217,8 @@ def fetch_dataset(name: str, folder: Path, *, key: str, part: Part) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_suffix(f".{os.getpid()}")
     rows.to_parquet(str(scratch))
-    scratch.replace(file)
+    sync(scratch)
+    place(scratch, file)
     return file
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pipeline.artifacts import StageFolder
 from pipeline.collect import Collector
 from pipeline.evaluation import Evaluation
 from pipeline.figures import Figures
-from pipeline.files import write_json
+from pipeline.files import place, read_json, write_json
 from pipeline.fingerprints import refuse_other_fingerprint
 from pipeline.gate import Rivals, Verdict
 from pipeline.jobs import inputs
@@ -110,6 +111,8 @@ class Run:
             ContractError: if what it published is damaged.
         """
         self._refuse_fewer_rounds()
+        if self.lineage.rounds and not self._is_result_published():
+            self._publish_result()  # a call was killed after it settled a round
         for number in self._numbers():
             settled = self.lineage.rounds[number - 1] if number <= len(self.lineage.rounds) else None
             rnd = self._round(number)
@@ -266,15 +269,24 @@ class Run:
         self._publish()
 
     def _publish(self) -> None:
-        """Write what follows from the lineage: the config, the releases, the result's name and link, the reports."""
+        """Write the config and the releases that made the lineage, and what follows from that."""
         write_config(self.config)
         keep_versions(self.folder)
-        write_json(self.folder / "final.json", describe(self.result, self.folder))
+        self._publish_result()
+
+    def _is_result_published(self) -> bool:
+        with suppress(FileNotFoundError, InputError):
+            return bool(read_json(self.folder / "final.json") == describe(self.result, self.folder))
+        return False
+
+    def _publish_result(self) -> None:
+        """Write what follows from the lineage: the result's link and name, the reports."""
         link, scratch = self.folder / "final", self.folder / ".final"
         scratch.unlink(missing_ok=True)
         if self.result.path.is_relative_to(self.folder):
             scratch.symlink_to(self.result.path.relative_to(self.folder))
         else:
             scratch.symlink_to(self.result.path)
-        scratch.replace(link)
+        place(scratch, link)
+        write_json(self.folder / "final.json", describe(self.result, self.folder))
         report.write_reports(self.folder)

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipeline.artifacts import StageFolder
 from pipeline.checkpoints import CheckpointFolder
+from pipeline.files import sync, sync_tree
 from pipeline.jobs.probes import ProbeFolder
 from pipeline.model_folders import OPTIMIZER, close_model, end_without_model, ended_without_model, found_model
 from pipeline.tensorboard import StepCurves
@@ -37,6 +38,7 @@ from stages.update.rows import (
 )
 
 SKIPPED = "skipped.jsonl"
+_STEPS = "metrics.jsonl"
 """The file of a round with the optimizer steps that were not taken, and the ids of what they would have trained on."""
 
 
@@ -186,6 +188,7 @@ class UpdatePolicy:
             stepped = time.time()
         if summary.ended is not None:
             if trainer.rank == 0:
+                self._sync()
                 end_without_model(self.folder, self.fingerprint, update=asdict(summary))
             return None
         result = trainer.save(self.folder, round=self.round)
@@ -193,6 +196,7 @@ class UpdatePolicy:
         kept = trainer.save_moments(self.folder / OPTIMIZER) if self.config.keep_optimizer else None
         fault_point("update.publishing", here)
         if trainer.rank == 0:
+            self._sync()
             if kept is not None:
                 close_model(kept.path, self.fingerprint, sha256=kept.sha256)
             close_model(
@@ -205,10 +209,16 @@ class UpdatePolicy:
         fault_point("update.end", here)
         return stepped
 
+    def _sync(self) -> None:
+        """Wait until what is written beside the policy is on the disk: the manifest that follows says that it is."""
+        for name in (_STEPS, SKIPPED, "master", "adapter", "value_head"):
+            sync_tree(self.folder / name)
+        sync(self.folder)
+
     @contextmanager
     def _recorder(self, trainer: Any, report: Callable[[Any], None]) -> Iterator[Callable[[dict[str, float]], None]]:
         """What follows an optimizer step on rank 0: a line in ``metrics.jsonl``, a point on every curve, a report."""
-        steps_file = self.folder / "metrics.jsonl"
+        steps_file = self.folder / _STEPS
         if trainer.rank == 0:
             steps_file.write_text("", encoding="utf-8")
             (self.folder / SKIPPED).unlink(missing_ok=True)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.model_folders import close_model, found_model
+from pipeline.artifacts import MANIFEST
+from pipeline.files import sync_tree
+from pipeline.model_folders import close_model, found_mixture
 from stages.protocols import Weights
 
 
@@ -27,8 +29,10 @@ class MixWeights:
         from stages.update.mixing import mix
 
         policy = self.folder / "policy"
-        if found_model(policy, self.fingerprint) is not None:
+        if found_mixture(self.folder, self.fingerprint) is not None:
             return
+        (policy / MANIFEST).unlink(missing_ok=True)  # of one whose weights were removed
         master = mix(self.newer, self.older, by=self.by, out=self.folder, dtype=self.dtype, pad_token=self.pad_token)
         found = Weights.found(policy, round=self.newer.round, master=master)
+        sync_tree(self.folder)
         close_model(policy, self.fingerprint, sha256=found.sha256, master_sha256=found.master_sha256)

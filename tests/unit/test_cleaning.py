@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,9 +24,9 @@ def lineage_of(tmp_path, standing) -> Lineage:
     return lineage
 
 
-def test_the_last_the_best_and_the_final_with_the_one_before_it_stay(tmp_path):
+def test_the_last_and_the_best_and_the_final_each_with_the_one_before_it_stay(tmp_path):
     plain = lineage_of(tmp_path, range(1, 11))
-    assert kept_rounds(plain, best=4, last=2) == {4, 9, 10}
+    assert kept_rounds(plain, best=4, last=2) == {3, 4, 5, 9, 10}
     assert kept_rounds(plain, best=0, last=1) == {9, 10}
     held = lineage_of(tmp_path, [1, 2, 3, 3, 3, 3, 3])
     assert kept_rounds(held, best=3, last=2) == {2, 3, 4, 6, 7}
@@ -41,6 +43,25 @@ def test_what_stands_and_what_led_to_it_always_stay(tmp_path_factory, promoted, 
     stay = kept_rounds(lineage, best=standing, last=last)
     assert set(lineage.line(len(found))[:2]) <= stay
     assert set(range(max(1, len(found) - last + 1), len(found) + 1)) <= stay
+
+
+@given(st.lists(st.booleans(), max_size=12), st.data())
+def test_a_roll_back_to_the_best_misses_nothing(tmp_path_factory, promoted, data):
+    standing, found = 0, []
+    for number, is_promoted in enumerate(promoted, start=1):
+        standing = number if is_promoted else standing
+        found.append(standing)
+    best = data.draw(st.sampled_from(sorted({0, *found})))
+    lineage = lineage_of(tmp_path_factory.getbasetemp(), found)
+    stay = kept_rounds(lineage, best=best, last=1)
+    rolled_back = len(found) + 1
+    lineage.rounds.append(
+        replace(
+            lineage_of(tmp_path_factory.getbasetemp(), range(1, rolled_back + 1)).rounds[-1], standing=weights(best)
+        )
+    )
+    needed = lineage.line(rolled_back)[:2]
+    assert {number for made_in in needed for number in (made_in, made_in + 1)} <= {*stay, rolled_back}
 
 
 @pytest.fixture

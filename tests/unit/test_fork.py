@@ -83,7 +83,7 @@ def test_what_the_new_run_writes_never_reaches_the_first(run):
 
 def test_nothing_is_left_where_it_cannot_be_made_whole(run):
     config = other(run)
-    (run / "run.json").write_text("{")
+    (run / "watched.json").write_text("{")
     with pytest.raises(InputError):
         take_over(run, config, reuse(*LATER))
     assert {path.name for path in run.parent.iterdir()} == {run.name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import written_run
 import yaml
 from refusals import refused
 
-from pipeline.lineage import Lineage
+from pipeline.lineage import Lineage, read_records, write_records
 from pipeline.model_card import model_card, public_settings
 from pipeline.model_export import export_model
 from pipeline.model_folders import close_model
@@ -95,7 +96,7 @@ def test_a_base_model_of_the_hub_is_named_by_where_its_files_lay(run):
     assert "base_model" not in model_card(run)
     file = run / "run.json"
     snapshot = run / "hub" / "models--org--base" / "snapshots" / "1"
-    file.write_text(file.read_text().replace('"first"', f'"{snapshot}"'))
+    write_records(file, json.loads(json.dumps(read_records(file)).replace('"first"', f'"{snapshot}"')))
     assert "base_model: org/base" in model_card(run)
 
 

@@ -13,6 +13,7 @@ import written_run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import student_t
 from pipeline.page.curves import about_falling
 from pipeline.page.decisions import decisions
 from pipeline.page.evaluated import round_curves
@@ -156,9 +157,12 @@ def test_intervals_of_single_rewards_and_of_lengths_come_from_the_answers(run):
     charts = {chart.title: chart for chart in round_curves(round_reports(run), round_folders(run))}
     assert list(charts)[:4] == ["Reward", "exact_match", "Win rate", "Length"]
     for number, report in enumerate(round_reports(run)):
-        assert charts["Reward"].series[0].errors[number] == pytest.approx(1.96 * report["evaluate"]["reward_se"], 1e-3)
+        times = student_t.quantile(0.025, df=report["evaluate"]["num_prompts"] - 1)
+        assert charts["Reward"].series[0].errors[number] == pytest.approx(times * report["evaluate"]["reward_se"], 1e-3)
         answers = rows(published_files(round_folders(run)[number] / "evaluation" / "scored"))
         exact = [reward["value"] for row in answers for reward in row["rewards"] if reward["name"] == "exact_match"]
         spread = statistics.stdev(exact) / len(exact) ** 0.5
-        assert charts["exact_match"].series[0].errors[number] == pytest.approx(1.96 * spread, 1e-3)
+        assert charts["exact_match"].series[0].errors[number] == pytest.approx(
+            student_t.quantile(0.025, df=len(exact) - 1) * spread, 1e-3
+        )
         assert charts["Length"].series[0].errors[number] == 0.0

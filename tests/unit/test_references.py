@@ -12,6 +12,7 @@ from refusals import refused
 from pipeline.lineage import Lineage, RoundRecord
 from pipeline.policies import PolicyLine
 from pipeline.run import Run
+from stages.protocols import Weights
 
 # ---- what may be a reference ----------------------------------------------------------------------------------------
 
@@ -82,6 +83,32 @@ def test_words_for_references_mean_what_they_say(models, tmp_path):
     assert named(models, tmp_path, plain, *several) == (3, 3, [0, 2])
     nothing = ["reference=none", "update.loss_type=simpo", "update.beta=null"]
     assert named(models, tmp_path, plain, *nothing) == (3, 3, [])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_mixture_whose_weights_were_removed_is_made_again_where_it_is_used(models, tmp_path, dtype):
+    shop = shop_of(models, "reference=ema", "momentum=0.3", f"policy.dtype={dtype}", into=tmp_path / "run")
+    lineage, before = Lineage(shop.folder / "run.json"), shop.sources.policy
+    for number, name in enumerate(["brother", "policy", "brother"], start=1):
+        made = Weights.found(models / name, round=number)
+        lineage.settle(RoundRecord(number, before, before, [], made, made, "promote", "", {}))
+        before = made
+    line = PolicyLine(shop, lineage)
+    first = line.of(4)
+    mixtures = {file: file.read_bytes() for file in shop.folder.glob("round-*/*/*/*.safetensors")}
+    assert {file.relative_to(shop.folder).parts[:2] for file in mixtures} == {
+        *((f"round-{number:04d}", "ema") for number in (2, 3, 4)),
+        ("round-0004", "start"),
+    }
+    for gone in (mixtures, [file for file in mixtures if file.parent.name == "policy"]):
+        for file in gone:
+            file.unlink()
+        assert line.of(4) == first
+        assert {file: file.read_bytes() for file in mixtures} == mixtures
+    lineage.settle(RoundRecord(4, first.sampling, first.start, [], before, before, "promote", "", {}))
+    for file in mixtures:
+        file.unlink()
+    assert line.of(4) == first and not any(file.exists() for file in mixtures), "a settled round's name is enough"
 
 
 def test_in_the_first_round_every_word_means_the_first_policy(models, tmp_path):

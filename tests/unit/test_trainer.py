@@ -97,11 +97,11 @@ def saved_and_loaded(folder: Path, out: Path, dtype: str, zero_stage: int):
     trainer.load(Weights.found(folder, round=0))
     rows = some_rows(6)
     summary = trainer.update(rows, [trainer.logps(answers_of(rows))], own_reference=0, seed=SEED)
-    trained = deepspeed_engine.float32_state(trainer._engine)
+    trained = dict(deepspeed_engine.float32_state(trainer._engine))
     trainer.save(out, round=1)
     master = out / "master"
     trainer.load(Weights.found(out / "policy", round=1, master=master if master.exists() else None))
-    return trained, deepspeed_engine.float32_state(trainer._engine), summary
+    return trained, dict(deepspeed_engine.float32_state(trainer._engine)), summary
 
 
 def all_saved_and_loaded(folder: Path, out: Path, kinds: list[tuple[str, int]]):
@@ -146,7 +146,7 @@ def after_updates(folder: Path, cases: list[dict], dtype: str):
         trainer.load(Weights.found(folder, round=0))
         references = [trainer.logps(answers_of(rows))]
         trainer.update(rows, references, own_reference=0, seed=SEED)
-        states.append(deepspeed_engine.float32_state(trainer._engine))
+        states.append(dict(deepspeed_engine.float32_state(trainer._engine)))
     return states
 
 
