@@ -19,6 +19,7 @@ from stages.errors import StageError
 from stages.update.rows import AnswerRow, reference_table
 
 GAP_LIMIT = 0.1  # nats a token
+_FLOOR_OVER_GAP = 2  # since a few answers are compared, and others may be further apart
 _SAMPLE = 32  # answers that the trainer scores too, before the engine's word is taken
 
 
@@ -58,6 +59,23 @@ class Gap:
                 "if it stays so, vLLM and transformers disagree on this model",
             )
 
+    def refuse_low_floor(self, where: str, floor: float | None) -> None:
+        """See that a gate's floor covers the gaps of all answers, of which these are a few.
+
+        Raises:
+            StageError: if it is below twice the largest of these.
+        """
+        if floor is None or not _FLOOR_OVER_GAP * self.largest <= floor:
+            raise StageError(
+                where,
+                wanted=f"update.gate_floor at least {_FLOOR_OVER_GAP} times the largest gap between the engine's "
+                "log-probs and the trainer's, so that no rejected answer is pushed for its rounding",
+                got=f"{floor}, and {self.largest:.3g} nats for one of {_SAMPLE} answers",
+                # 1.1 times what is needed, since two digits may be rounded down.
+                fix=f"--set update.gate_floor={1.1 * _FLOOR_OVER_GAP * self.largest:.2g}, or "
+                "--set update.reference_logps=trainer",
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeEngineLogps(ScoreRows):
@@ -75,7 +93,7 @@ class TakeEngineLogps(ScoreRows):
         """Publish the log-probs.
 
         Raises:
-            StageError: if engine and trainer are too far apart, for a gated objective by more than its floor.
+            StageError: if engine and trainer are too far apart, for a gated objective by more than half of its floor.
         """
         trainer.configure(self.config)
         trainer.load(self.weights)
@@ -111,15 +129,8 @@ class TakeEngineLogps(ScoreRows):
     def _refuse_wide(self, gap: Gap) -> None:
         where = f"round {self.round}: update.reference_logps"
         gap.refuse_wide(where)
-        floor = self.config.gate_floor
-        if any(loss.gated for loss in self.config.losses()) and (floor is None or not gap.largest <= floor):
-            raise StageError(
-                where,
-                wanted=f"the engine's log-probs within update.gate_floor {floor} of the trainer's, so that no rejected "
-                "answer is pushed for its rounding",
-                got=f"{gap.largest:.3g} nats for one of {_SAMPLE} answers",
-                fix=f"--set update.gate_floor={2 * gap.largest:.1g}, or --set update.reference_logps=trainer",
-            )
+        if any(loss.gated for loss in self.config.losses()):
+            gap.refuse_low_floor(where, self.config.gate_floor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pyarrow.dataset as ds
 import pytest
@@ -64,6 +65,7 @@ def test_a_floor_that_does_not_cover_the_gap_is_refused_before_a_step_and_the_ru
     assert narrow.code == 1 and "update.reference_logps" in narrow.err and "gate_floor=" in narrow.err
     assert not list((folder / "reference_logps").glob("part-*")) and not (folder / "policy").exists()
     candidates = (folder / "candidates" / "manifest.json").read_bytes()
-    wide = prefloop.run(*asked, "update.gate_floor=1e-3")
+    (floor,) = re.findall(r"update\.gate_floor=([\d.e-]+)", narrow.err)
+    wide = prefloop.run(*asked, f"update.gate_floor={floor}")
     assert wide.code == 0, wide.err
     assert (folder / "candidates" / "manifest.json").read_bytes() == candidates
