@@ -50,7 +50,10 @@ class Watch:
 
     def refuse(self, file: Path, reason: str) -> None:
         """Note that a file cannot be used; no round has it."""
-        taken = next((entry for entry in self._entries() if entry["file"] == str(file) and entry["round"]), None)
+        rounds = [entry for entry in self._entries() if entry["file"] == str(file) and entry["round"]]
+        taken = max(
+            rounds, key=lambda entry: entry["round"], default=None
+        )  # earlier ones had the file before it changed
         changed_ns = taken["changed_ns"] if taken else _changed_ns(file)
         self._note({"file": str(file), "round": None, "changed_ns": changed_ns, "reason": reason})
 

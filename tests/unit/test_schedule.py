@@ -120,6 +120,15 @@ def test_a_file_that_was_mended_under_its_name_counts_as_another(tmp_path):
     assert (watch.file_of(1), watch.num_taken(among=3)) == (file, 1)
 
 
+def test_a_changed_file_that_is_refused_stays_with_the_round_that_had_it_before(tmp_path):
+    watch = Watch(tmp_path / "watched.json", tmp_path)
+    for number, age in ((1, 30.0), (2, 20.0)):
+        put(tmp_path, "today.jsonl", age=age)
+        watch.take(tmp_path / "today.jsonl", round=number)
+    watch.refuse(tmp_path / "today.jsonl", "broken")
+    assert (watch.file_of(1), watch.file_of(2)) == (tmp_path / "today.jsonl", None)
+
+
 def test_a_file_that_goes_away_is_passed_over(tmp_path):
     (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere")
     (tmp_path / "STOP").touch()
