@@ -259,6 +259,6 @@ def test_another_config_in_the_same_folder_is_refused_with_the_differing_fields(
 
 
 def test_a_fork_would_make_again_what_is_set_otherwise_and_what_comes_of_it(story):
-    from test_fork import check_reuse
+    from test_fork_run import check_reuse
 
     check_reuse(story["folder"])

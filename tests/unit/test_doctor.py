@@ -200,6 +200,7 @@ def doctor(*words, **variables):
     return subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_commands_status_is_that_of_its_table(tmp_path):
     done = doctor()
     assert done.returncode == 0, done.stdout + done.stderr

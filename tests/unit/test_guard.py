@@ -190,6 +190,7 @@ def check_skips(ranks: list[dict[str, Any]]) -> None:
             assert skipped["step"] == 3 and all(math.isfinite(value) for value in skipped.values())
 
 
+@pytest.mark.slow
 def test_a_skipped_step_changes_nothing_on_one_rank(policy_folder):
     check_skips(on_ranks(1, all_stepped, policy_folder, {"ZeRO 0": STAGES["ZeRO 0"]}, "float32"))
 

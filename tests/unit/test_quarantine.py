@@ -128,6 +128,7 @@ def test_a_job_without_a_culprit_ends_as_any_other(tables, tmp_path):
         Attempt(1, job).again(lost, most=0)
 
 
+@pytest.mark.slow
 def test_nobody_is_set_aside_before_the_third_death_however_few_restarts_are_allowed(tables, tmp_path):
     assert finish(scoring(tables), tmp_path, deadly=[2], most=1) == 3
     assert len(tables["scored"].entry(0).drops) == 1

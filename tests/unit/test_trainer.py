@@ -178,6 +178,7 @@ def against_another_reference(folder: Path, reference: Path):
     return steps[0], ours, theirs
 
 
+@pytest.mark.slow
 def test_a_reference_that_is_not_the_start_is_the_one_that_was_scored(policy_folder, tmp_path):
     model = load_policy(policy_folder, dtype="float32")
     with torch.no_grad():
@@ -212,6 +213,7 @@ def test_an_update_that_diverges_is_ended_and_names_the_rows_of_the_steps_it_ski
     assert all(sorted(step.ids) == [row.pair_id for row in some_rows(6)] for step in skipped)
 
 
+@pytest.mark.slow
 def test_a_policy_that_its_last_step_broke_is_seen_too(policy_folder):
     ((summary, skipped),) = on_ranks(1, diverging, policy_folder, 1, 1e39)
     assert "after the last step" in summary.ended and not skipped
