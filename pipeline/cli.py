@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.texts import visible
-from stages.errors import ConfigError, PrefloopError
+from pipeline.answering import answer_for
 
 
 @click.group()
@@ -34,7 +29,7 @@ def run_command(config: Path, overrides: tuple[str, ...], rounds: str | None, wa
     """Run CONFIG to its end, or carry on where it stopped."""
     from pipeline.start import run
 
-    _answer_for(lambda: run(config, overrides, more_rounds=rounds, watched=watch))
+    answer_for(lambda: run(config, overrides, more_rounds=rounds, watched=watch))
 
 
 @main.command("fork")
@@ -49,7 +44,7 @@ def fork_command(run: Path, overrides: tuple[str, ...], name: str, config: Path 
     """Start a run of other settings that reuses what is unchanged of the run in folder RUN, and say what that is."""
     from pipeline.fork import fork
 
-    _answer_for(lambda: fork(run, overrides, name=name, config_file=config, dry_run=dry_run))
+    answer_for(lambda: fork(run, overrides, name=name, config_file=config, dry_run=dry_run))
 
 
 _TRAINERS = ("trl", "llama-factory", "ms-swift", "nemo", "openrlhf")
@@ -73,7 +68,7 @@ def sample_command(config: Path, overrides: tuple[str, ...], prompts: Path | Non
     """Sample candidates from CONFIG's policy."""
     from pipeline.single import sample_alone
 
-    _answer_for(lambda: sample_alone(config, overrides, out, prompts=prompts))
+    answer_for(lambda: sample_alone(config, overrides, out, prompts=prompts))
 
 
 @main.command("score")
@@ -86,7 +81,7 @@ def score_command(config: Path, overrides: tuple[str, ...], prompts: Path, candi
     """Score candidates with CONFIG's rewards."""
     from pipeline.single import score_alone
 
-    _answer_for(lambda: score_alone(config, overrides, out, prompts=prompts, candidates=candidates))
+    answer_for(lambda: score_alone(config, overrides, out, prompts=prompts, candidates=candidates))
 
 
 @main.command("pair")
@@ -118,13 +113,13 @@ def pair_command(
     if preview:
         from pipeline.preview import show_preview
 
-        _answer_for(lambda: show_preview(config, overrides, named, in_json=in_json))
+        answer_for(lambda: show_preview(config, overrides, named, in_json=in_json))
         return
     if out is None or in_json:
         raise click.UsageError("Missing option '--out'." if out is None else "--json goes with --preview.")
     from pipeline.single import pair_alone
 
-    _answer_for(lambda: pair_alone(config, overrides, out, *named))
+    answer_for(lambda: pair_alone(config, overrides, out, *named))
 
 
 @main.command("update")
@@ -136,7 +131,7 @@ def update_command(config: Path, overrides: tuple[str, ...], pairs: Path | None,
     """Update CONFIG's policy on pairs."""
     from pipeline.single import update_alone
 
-    _answer_for(lambda: update_alone(config, overrides, out, pairs=pairs))
+    answer_for(lambda: update_alone(config, overrides, out, pairs=pairs))
 
 
 @main.command("export")
@@ -152,11 +147,11 @@ def export_command(run: Path, kind: str | None, rounds: tuple[int, ...], out: Pa
             raise click.UsageError("--model goes alone; --to, --round and --out are about pairs.")
         from pipeline.model_export import export_model
 
-        _answer_for(lambda: export_model(run, model))
+        answer_for(lambda: export_model(run, model))
         return
     from pipeline.export import export_pairs
 
-    _answer_for(lambda: export_pairs(run, kind=kind or "trl", rounds=rounds, out=out))
+    answer_for(lambda: export_pairs(run, kind=kind or "trl", rounds=rounds, out=out))
 
 
 @main.command("plan")
@@ -170,7 +165,7 @@ def plan_command(config: Path, devices: str | None, overrides: tuple[str, ...], 
     """Show what CONFIG will do and need, and refuse what the devices cannot hold; starts nothing."""
     from pipeline.plan.command import show_plan
 
-    _answer_for(lambda: show_plan(config, overrides, devices=devices, in_json=in_json))
+    answer_for(lambda: show_plan(config, overrides, devices=devices, in_json=in_json))
 
 
 @main.command("doctor")
@@ -183,7 +178,7 @@ def doctor_command(config: Path | None, overrides: tuple[str, ...], deep: bool) 
         raise click.UsageError("--deep and --set go with CONFIG.")
     from pipeline.doctor.command import show_doctor
 
-    _answer_for(lambda: show_doctor(config, overrides, deep=deep))
+    answer_for(lambda: show_doctor(config, overrides, deep=deep))
 
 
 @main.command("status")
@@ -192,7 +187,7 @@ def status_command(run: Path) -> None:
     """Show how far the run in folder RUN is."""
     from pipeline.status import show_status
 
-    _answer_for(lambda: show_status(run))
+    answer_for(lambda: show_status(run))
 
 
 @main.command("watch")
@@ -204,7 +199,7 @@ def watch_command(run: Path) -> None:
     """
     from pipeline.live_view import watch
 
-    _answer_for(lambda: watch(run))
+    answer_for(lambda: watch(run))
 
 
 @main.command("report")
@@ -216,7 +211,7 @@ def report_command(run: Path, out: Path | None) -> None:
     """Write the page of the run in folder RUN: one HTML file with its figures, curves and real rows."""
     from pipeline.report import show_page
 
-    _answer_for(lambda: show_page(run, out))
+    answer_for(lambda: show_page(run, out))
 
 
 @main.command("compare")
@@ -233,7 +228,7 @@ def compare_command(runs: tuple[Path, ...], out: Path) -> None:
     """Set the runs in some folders side by side: their configs' differences, figures, curves and answers."""
     from pipeline.compare import show_comparison
 
-    _answer_for(lambda: show_comparison(runs, out))
+    answer_for(lambda: show_comparison(runs, out))
 
 
 @main.command("clean")
@@ -247,7 +242,7 @@ def clean_command(run: Path, keep: int | None, yes: bool) -> None:
     """
     from pipeline.cleaning import clean
 
-    _answer_for(lambda: clean(run, keep=keep, yes=yes))
+    answer_for(lambda: clean(run, keep=keep, yes=yes))
 
 
 @main.command("trace")
@@ -261,85 +256,4 @@ def trace_command(run: Path, row_id: str, full: bool) -> None:
     """
     from pipeline.trace import show_trace
 
-    _answer_for(lambda: show_trace(run, row_id, full=full))
-
-
-def _answer_for(work: Callable[[], Any]) -> None:
-    """Do the work, and end the process; what goes wrong becomes words and an exit status, never a traceback.
-
-    0: done; 1: it could not be done; 2: the config is wrong; 70: a mistake of ours; 130: interrupted.
-    """
-    from cluster.errors import KeptWaiting, NodeLost, NotEnough, Unprotected, Unreachable, WorkerLost
-
-    try:
-        work()
-        _leave("", 0)
-    except PrefloopError as error:
-        _leave(str(error), 2 if isinstance(error, ConfigError) else 1)
-    except WorkerLost as error:
-        if _is_full(error.log.parent):
-            _leave(_full_disk(f"No space left on device, under {error.log.parent}"), 1)
-        _leave(f"{error}\n  fix:    read the log; the same command carries on where this one stopped", 1)
-    except NodeLost as error:
-        fix = (
-            "if the machine was short of memory, give it less to do; the same command carries on where this one stopped"
-        )
-        _leave(f"Ray was lost\n  wanted: its processes, up to the end\n  got:    {error.reason}\n  fix:    {fix}", 1)
-    except NotEnough as error:
-        fix = "fewer sample.engines or update.workers, or a larger cluster"
-        _leave(f"the cluster is too small\n  wanted: {error.wanted}\n  got:    {error.got}\n  fix:    {fix}", 1)
-    except KeptWaiting as error:
-        fix = "wait until others let go (ray status tells what is held), then give the same command; it carries on"
-        _leave(
-            f"cluster.start_timeout_s\n  wanted: {error.name}: {error.wanted}, within {error.waited_s:g} s\n"
-            f"  got:    {error.got}\n  fix:    {fix}",
-            1,
-        )
-    except Unreachable as error:
-        fix = "--set cluster.address=local, or the address that ray status prints"
-        _leave(
-            f"cluster.address\n  wanted: a Ray cluster\n  got:    {error.address}: {error.reason}\n  fix:    {fix}", 1
-        )
-    except Unprotected as error:
-        fix = "start it with RAY_AUTH_MODE=token and a token (ray get-auth-token --generate), and set both here"
-        _leave(
-            "cluster.allow_unauthenticated\n  wanted: a cluster that takes work only with a token\n"
-            f"  got:    {error.address}: {error.reason}\n  fix:    {fix}; or, where everybody who reaches it may run "
-            "code on it, --set cluster.allow_unauthenticated=true",
-            1,
-        )
-    except KeyboardInterrupt:
-        _leave("interrupted; the same command carries on where this one stopped", 130)
-    except Exception as error:  # the last line before the user
-        if _is_for_want_of_room(error):
-            _leave(_full_disk(str(error)), 1)
-        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
-        first_line = (str(error).splitlines() or [""])[0]
-        _leave(f"a mistake in prefloop: {type(error).__name__}: {first_line}{notes}", 70)
-
-
-def _full_disk(got: str) -> str:
-    fix = "make room there, for example with prefloop clean; the same command carries on where this one stopped"
-    return f"a full disk\n  wanted: room to write\n  got:    {got}\n  fix:    {fix}"
-
-
-def _is_full(folder: Path) -> bool:
-    """Whether there is no room for a log's last words."""
-    return folder.exists() and shutil.disk_usage(folder).free < 1 << 16
-
-
-def _is_for_want_of_room(error: BaseException | None) -> bool:
-    """Whether a file could not be written since its disk, or somebody's share of it, is full."""
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            return True
-        error = error.__cause__
-    return False
-
-
-def _leave(message: str, status: int) -> None:
-    sys.stdout.flush()
-    if message:
-        print(visible(message), file=sys.stderr, flush=True)
-    # Ray and torch threads may still be up; they must not delay the exit, talk over it, or change its status.
-    os._exit(status)
+    answer_for(lambda: show_trace(run, row_id, full=full))
