@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import written_run
 from refusals import refused
 
 from pipeline.config_file import load_config
@@ -17,16 +16,6 @@ from pipeline.reuse import STAGES, Reuse, Reused
 from stages.errors import InputError, StageError
 
 QUICKSTART = Path("configs/quickstart.yaml")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return written_run.write_run(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture
-def run(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "run")
 
 
 def other(run, *overrides):
