@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 
 from cluster.errors import KeptWaiting, WorkerLost, last_words
 from cluster.mailbox import GroupJob, Mailbox, News
-from cluster.mapper import Patience, Watcher, first_line
+from cluster.mapper import Patience, Searching, Watcher, first_line
 from cluster.resources import Resources
 from cluster.session import redirect_output, told, what_is_free
 from cluster.timing import Timed, timed
@@ -98,7 +98,7 @@ class TrainingGroup:
                 self._watcher.on_work(job, news.outcome)
                 return news.outcome.value
             if ended:
-                self._go_on()
+                self._go_on(job)
             elif news.silent_s is not None and news.silent_s > self._patience.job_timeout_s:
                 self._kill()
             if meanwhile is not None:
@@ -122,11 +122,13 @@ class TrainingGroup:
             start_timeout_s=self._patience.start_timeout_s,
         )
 
-    def _go_on(self) -> None:
-        """The group has ended: begin another one if it had done a job since it began, so that the count starts anew.
+    def _go_on(self, job: GroupJob) -> None:
+        """The group has ended: begin another one, with a count of its own, if it had done a job since it began.
+
+        Also where the job has found what kills its ranks, and goes on without that.
 
         Raises:
-            WorkerLost: if it had done none.
+            WorkerLost: if neither is so.
             KeptWaiting: if it ended since it was kept waiting.
         """
         try:
@@ -136,8 +138,11 @@ class TrainingGroup:
         if kept_waiting:
             wanted = f"{self._size} x ({told(self._resources.cpus, self._resources.gpus)})"
             raise KeptWaiting("trainer", wanted, self._patience.start_timeout_s, what_is_free())
-        if self._num_done == self._done_before or not self._patience.max_restarts:
-            raise self._lost()
+        most = self._patience.max_restarts
+        if self._num_done == self._done_before or not most:
+            lost = self._lost()
+            if not most or not isinstance(job, Searching) or job.searching(lost, 1 + most) is None:
+                raise lost
         self._begin()
 
     def _kill(self) -> None:

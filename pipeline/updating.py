@@ -150,6 +150,7 @@ class Updater:
                 moments=self._moments,
                 probe=shop.sync.probe,
             )
+            training.step_journal(self._at.folder).drop()
             with shop.console.bar("update", total=None) as bar:
 
                 def on_step(step: dict[str, float]) -> None:
@@ -165,6 +166,7 @@ class Updater:
             if manifest is not None:
                 told = figures.updated_line(manifest["update"], watch.seconds, rows=data.contract.name)
                 self._at.tell("update", told)
+        training.step_journal(self._at.folder).drop()
         drop_checkpoints(self._at.folder)
         if manifest is None:
             assert ended is not None
