@@ -168,7 +168,8 @@ def _find(config: Config, console: Console, log_dir: Path, needs: Sequence[str])
 
 def _announce(shop: Workshop) -> None:
     config, devices = shop.config, shop.crew.devices
-    there = f"{devices.cpus} cores, {devices.gpus or 'no'} GPU{'s' if devices.gpus > 1 else ''}"
+    nodes = f"{devices.num_nodes} nodes, " if devices.num_nodes > 1 else ""
+    there = f"{nodes}{devices.cpus} cores, {devices.gpus or 'no'} GPU{'s' if devices.gpus > 1 else ''}"
     rounds = f"{config.num_rounds} round{'s' * (config.num_rounds != 1)}"
     told = f"{config.run.name}: {rounds} of {config.update.told} on {config.policy.path}   {there}"
     shop.console.line("", "run", told)
