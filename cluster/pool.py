@@ -221,7 +221,7 @@ class Pool(Workers):
         if done.build_s is not None:
             start_s = self._start_s[index] + done.build_s
             self._watcher.on_start(self._logs[index].stem, start_s, done.ended - done.began)
-        return self._noted(job, done)
+        return self._noted(job, done, by=self._logs[index])
 
     def _restart(self, index: int, lost: WorkerLost) -> None:
         """Start an actor again; deaths under a job count for the job, those on the way up for the actor."""

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class TrainingGroup:
                 self._num_done += 1
                 if isinstance(news.outcome, Exception):
                     raise news.outcome
-                self._watcher.on_work(job, news.outcome)
+                self._watcher.on_work(job, replace(news.outcome, worker="trainers"))
                 return news.outcome.value
             if ended:
                 self._go_on(job)
