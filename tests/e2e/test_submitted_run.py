@@ -1,0 +1,144 @@
+"""A run that is sent to a cluster: a real Ray with its dashboard on this machine, asked for a token."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Outcome
+
+SHORT = ("run.name=sent", "rounds=2", "prompts.per_round=32", "prompts.shard_size=32", "evaluate=null", "gate=null")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class Head:
+    """A head node of two cores that can be lost, and started again under the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._ports = folder, free_ports(5)
+        self.address = f"http://127.0.0.1:{self._ports[1]}"
+        self.token = secrets.token_hex(32)
+
+    def start(self) -> None:
+        names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+        ports = [f"--{name}={port}" for name, port in zip(names, self._ports, strict=False)]
+        options = ["--head", "--num-cpus=2", "--include-dashboard=true", "--disable-usage-stats", "--block"]
+        self._log = self._folder / "ray.log"
+        here = str(Path(sys.executable).parent)
+        settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "PATH": f"{here}:{os.environ['PATH']}"}
+        with self._log.open("w") as out:
+            self._process = subprocess.Popen(
+                [f"{here}/ray", "start", *options, *ports, f"--ray-client-server-port={self._ports[4]}"],
+                cwd=self._folder,
+                env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | settings,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._wait_for_jobs()
+
+    def _wait_for_jobs(self) -> None:
+        deadline = time.monotonic() + 120
+        while self.prefloop("status").code:
+            assert self._process.poll() is None and time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.5)
+
+    def lose(self) -> None:
+        """As when its machine is switched off."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.lose()
+
+    def prefloop(self, *words: object, token: str | None = "") -> Outcome:
+        """A command of another machine's; `token`: another than the cluster's, None for none."""
+        settings = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        if token is not None:
+            settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or self.token}
+        command = [sys.executable, "-m", "pipeline", *map(str, words), "--address", self.address]
+        done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=400)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory) -> Iterator[Head]:
+    head = Head(tmp_path_factory.mktemp("head"))
+    head.start()
+    yield head
+    head.stop()
+
+
+def submitted(head: Head, runs: Path, *sets: str, follow: bool = False) -> Outcome:
+    options = [word for each in (f"run.dir={runs}", *SHORT, *sets) for word in ("--set", each)]
+    return head.prefloop(
+        "submit", "configs/quickstart.yaml", "--no-requirements", *options, *(["--follow"] if follow else [])
+    )
+
+
+def published(stage: Path) -> dict[str, tuple[bytes, int]]:
+    """A stage's parts, with the time of their making."""
+    return {part.name: (part.read_bytes(), part.stat().st_mtime_ns) for part in sorted(stage.glob("part-*.parquet"))}
+
+
+def until(happens, *, within_s: float = 240) -> None:
+    deadline = time.monotonic() + within_s
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_run_is_sent_followed_stopped_and_carried_on_after_its_head_is_lost(head, tmp_path):
+    first_round = tmp_path / "sent" / "round-0001"
+    sent = submitted(head, tmp_path)
+    assert sent.code == 0 and "sent-1 " in sent.out, sent.out + sent.err
+
+    until(lambda: (first_round / "candidates" / "manifest.json").exists())
+    again = submitted(head, tmp_path)
+    assert again.code == 0 and "sent-1 is going on already" in again.out, again.out + again.err
+    other = submitted(head, tmp_path, "update.beta=0.2")
+    assert other.code == 1 and "prefloop stop sent-1" in other.err, other.out + other.err
+    status = head.prefloop("status", "sent")
+    assert status.code == 0 and "RUNNING" in status.out and str(tmp_path / "sent") in status.out, status.out
+
+    stopped = head.prefloop("stop", "sent")
+    assert stopped.code == 0 and "sent-1   STOPPED" in stopped.out, stopped.out + stopped.err
+    assert "interrupted; the same command carries on" in head.prefloop("logs", "sent-1").out
+    candidates = published(first_round / "candidates")
+
+    assert submitted(head, tmp_path).code == 0
+    until(lambda: (first_round / "policy" / "manifest.json").exists())
+    assert published(first_round / "candidates") == candidates
+    head.lose()
+    policy = (first_round / "policy" / "manifest.json").read_bytes()
+
+    head.start()
+    told = submitted(head, tmp_path, follow=True)
+    assert told.code == 0, told.out + told.err
+    assert "sent-1 " in told.out and "round 2/2  update" in told.out and "round 1/2  sample" not in told.out
+    assert (first_round / "policy" / "manifest.json").read_bytes() == policy
+    assert published(first_round / "candidates") == candidates
+    assert (tmp_path / "sent" / "final.json").exists()
+    assert "SUCCEEDED" in head.prefloop("status").out
