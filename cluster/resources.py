@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 _EXACT = 1e-6  # shares are sums of decimal fractions
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What one machine of a cluster has."""
+
+    cpus: float
+    gpus: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,23 +24,36 @@ class Devices:
     Attributes:
         cpus: cores.
         gpus: GPUs.
+        nodes: what each of its machines has of them; empty for a single one.
     """
 
     cpus: int
     gpus: int
+    nodes: tuple[Node, ...] = ()
+
+    @property
+    def cpus_on_one(self) -> int:
+        """Cores of the machine that has most."""
+        return int(max((node.cpus for node in self.nodes), default=self.cpus))
+
+    def share_of_cpus(self, num_workers: int) -> float:
+        """The largest share of a core, a whole one at most, that all of some workers can hold at once."""
+        cores = [node.cpus for node in self.nodes] or [float(self.cpus)]
+        shares = {
+            min(1.0, math.floor(100 * each / count) / 100) for each in cores for count in range(1, num_workers + 1)
+        }
+        fitting = [share for share in shares if share and _num_held(cores, share) >= num_workers]
+        return max(fitting, default=0.0)
+
+
+def _num_held(cores: Sequence[float], share: float) -> int:
+    """How many workers with a share of a core find room, each on one machine."""
+    return sum(math.floor(each / share + _EXACT) for each in cores)
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
     """What one worker asks Ray for; shares of a core or GPU are allowed."""
-
-    cpus: float
-    gpus: float
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """What one machine of a cluster has."""
 
     cpus: float
     gpus: float

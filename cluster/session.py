@@ -90,7 +90,7 @@ def session(
     try:
         have = ray.cluster_resources()
         with watched_node() if local else nullcontext():
-            yield Devices(cpus=int(have.get("CPU", 0)), gpus=int(have.get("GPU", 0)))
+            yield Devices(cpus=int(have.get("CPU", 0)), gpus=int(have.get("GPU", 0)), nodes=tuple(_nodes()))
     except NodeLost:  # a farewell would wait for it; what is left of it ends with this process
         raise
     except BaseException as error:

@@ -190,7 +190,7 @@ class Crew:
         if any(source.folder is not None for source in rewards):
             self._take_turn("scorer")
         build = BuildRewards(
-            tuple(rewards), self.devices.cpus, self.layout.scorer.gpus > 0, answers_folder(config, kept_in)
+            tuple(rewards), self.devices.cpus_on_one, self.layout.scorer.gpus > 0, answers_folder(config, kept_in)
         )
         return self._pool("scorer", build, 1, self.layout.scorer)
 
@@ -239,7 +239,8 @@ class Crew:
 
     def _threads(self, asked: int | None, *, among: int) -> int:
         """CPU threads of each of some equal workers: as asked, else an equal share, since stages take turns."""
-        return asked or max(1, self.devices.cpus // max(1, among))
+        share = self.devices.cpus // max(1, among)
+        return asked or max(1, min(share, self.devices.cpus_on_one))
 
     def _take_turn(self, kind: str) -> None:
         """Have the kind whose turn it was rest, where devices are shared."""

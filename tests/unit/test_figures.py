@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cluster.resources import Devices
+from cluster.resources import Devices, Node, Resources, place
 from pipeline import figures
 from pipeline.config_file import load_config
 from pipeline.entries import Entry
@@ -81,6 +83,15 @@ def layout(devices, *overrides):
 def test_on_two_cores_all_workers_and_a_task_hold_theirs_at_once():
     found = layout(Devices(cpus=2, gpus=0))
     assert sum(count * each.cpus for count, each in found.workers) <= 2
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=5).filter(any), st.integers(1, 30))
+def test_on_many_small_machines_every_worker_finds_a_place(cores, num_workers):
+    nodes = tuple(Node(each, 0) for each in cores)
+    share = Devices(sum(cores), 0, nodes).share_of_cpus(num_workers)
+    assert place(nodes, [Resources(share, 0)] * num_workers) is not None
+    assert share == 1 or place(nodes, [Resources(1, 0)] * num_workers) is None
+    assert Devices(sum(cores), 0, nodes).cpus_on_one == max(cores)
 
 
 def test_rounds_with_other_numbers_of_workers_share_one_layout():
