@@ -208,7 +208,7 @@ class JobServer:
         try:
             yield
         except AuthenticationError as error:
-            held = "the one set here is another's" if "403" in str(error) or "Invalid" in str(error) else "none is set"
+            held = "none is set here" if "Missing" in str(error) else "the one set here is another's"
             raise Unreachable(self.address, f"it asks for a token, and {held}") from error
         except (ConnectionError, OSError, RuntimeError, ValueError, ClientError, RequestException) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -19,13 +19,13 @@ from packaging.utils import canonicalize_name
 
 from cluster.submit import Job, JobServer, address_of
 from pipeline.config import Config
+from pipeline.config_checks import is_policy_name
 from pipeline.config_file import load_config
 from pipeline.console import Console
 from pipeline.remote import follow_job, reached
 from pipeline.working_dir import CHECKOUT, WorkingDir, find_working_dir
 from stages.errors import ConfigError, InputError, StageError
 
-_PATHS, _RUBRIC, _MODULES = ("path", "reference"), "rubric_file", ("target", "loss_type")  # keys that name files
 _CONSTRAINTS = "cluster/constraints.txt"
 _ON_THE_NODE = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"  # Ray puts the node's own copy of the working_dir in its place
 
@@ -132,12 +132,14 @@ def _found_here(key: str, name: str, config_file: Path, root: Path) -> list[tupl
     """The files or folders behind a name in the config: as they are here, and where the cluster will look for them."""
     words = [word for word in key.split(".") if not word.isdecimal()]
     beside = config_file.absolute().parent
-    pairs = []
-    if words[-1] in _PATHS and not Path(name).is_absolute():
+    pairs: list[tuple[Path, Path]] = []
+    if Path(name).is_absolute():
+        return []
+    if words[-1] == "path" or (words[-1] == "reference" and is_policy_name(name)):
         pairs = [(Path(name).absolute(), root / name)]
-    elif words[-1] == _RUBRIC and not Path(name).is_absolute():
+    elif words[-1] == "rubric_file":
         pairs = [(beside / name, beside / name)]
-    elif words[-1] in _MODULES and ":" in name:
+    elif words[-1] in ("target", "loss_type") and ":" in name:
         top = name.partition(":")[0].partition(".")[0]
         pairs = [(place, place) for place in (beside / f"{top}.py", beside / top)]
     return [(here, there) for here, there in pairs if here.exists()]

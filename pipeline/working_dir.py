@@ -1,8 +1,8 @@
 """What a cluster gets of this checkout: Ray's working_dir, as one zip.
 
 In: the checkout that these modules lie in. Out: the files that git tracks or would add, in a zip whose bytes depend on
-them alone, so that the same checkout is sent once. Hidden files stay here, and so does what no run reads: tests, pages,
-benchmarks. Config files are no exception: what git ignores is not sent.
+them alone, so that the same checkout is sent once. Hidden files and links stay here, and so does what no run reads:
+tests, pages, benchmarks.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def find_working_dir(root: Path = CHECKOUT) -> WorkingDir:
             fix="submit from a clone of its repository (git init && git add . makes one of a bare copy)",
         ) from None
     names = sorted({os.fsdecode(name) for name in found.split(b"\0") if name})
-    files = tuple(name for name in names if _goes(name) and (root / name).is_file())
+    files = tuple(name for name in names if _goes(name) and (root / name).is_file() and not (root / name).is_symlink())
     sizes = {name: (root / name).stat().st_size for name in files}
     if sum(sizes.values()) > MOST_BYTES:
         largest = sorted(files, key=lambda name: -sizes[name])[:3]

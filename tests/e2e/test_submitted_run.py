@@ -28,21 +28,25 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def with_token(token: str | None) -> dict[str, str]:
+    return {"RAY_AUTH_MODE": "disabled"} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+
+
 class Head:
     """A head node of two cores that can be lost, and started again under the same address."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, token: str | None) -> None:
         self._folder, self._ports = folder, free_ports(5)
+        self._log = folder / "ray.log"
         self.address = f"http://127.0.0.1:{self._ports[1]}"
-        self.token = secrets.token_hex(32)
+        self.token = token
 
     def start(self) -> None:
         names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
         ports = [f"--{name}={port}" for name, port in zip(names, self._ports, strict=False)]
         options = ["--head", "--num-cpus=2", "--include-dashboard=true", "--disable-usage-stats", "--block"]
-        self._log = self._folder / "ray.log"
         here = str(Path(sys.executable).parent)
-        settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "PATH": f"{here}:{os.environ['PATH']}"}
+        settings = {"PATH": f"{here}:{os.environ['PATH']}", **with_token(self.token)}
         with self._log.open("w") as out:
             self._process = subprocess.Popen(
                 [f"{here}/ray", "start", *options, *ports, f"--ray-client-server-port={self._ports[4]}"],
@@ -72,11 +76,13 @@ class Head:
         except subprocess.TimeoutExpired:
             self.lose()
 
-    def prefloop(self, *words: object, token: str | None = "") -> Outcome:
-        """A command of another machine's; `token`: another than the cluster's, None for none."""
+    def prefloop(self, *words: object) -> Outcome:
+        """A command as on another machine."""
+        return self.prefloop_with(self.token, *words)
+
+    def prefloop_with(self, token: str | None, *words: object) -> Outcome:
         settings = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        if token is not None:
-            settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or self.token}
+        settings |= with_token(token)
         command = [sys.executable, "-m", "pipeline", *map(str, words), "--address", self.address]
         done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=400)
         return Outcome(done.returncode, done.stdout, done.stderr)
@@ -84,7 +90,7 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory) -> Iterator[Head]:
-    head = Head(tmp_path_factory.mktemp("head"))
+    head = Head(tmp_path_factory.mktemp("head"), token=secrets.token_hex(32))
     head.start()
     yield head
     head.stop()
@@ -142,3 +148,34 @@ def test_a_run_is_sent_followed_stopped_and_carried_on_after_its_head_is_lost(he
     assert published(first_round / "candidates") == candidates
     assert (tmp_path / "sent" / "final.json").exists()
     assert "SUCCEEDED" in head.prefloop("status").out
+
+
+@pytest.mark.slow
+def test_without_the_clusters_token_nothing_is_told(head):
+    for token, says in ((None, "none is set here"), (secrets.token_hex(32), "another's")):
+        told = head.prefloop_with(token, "status")
+        assert told.code == 1 and f"it asks for a token, and {says}" in told.err, told.err
+        assert "Traceback" not in told.err
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_there_is_told_by_the_exit_status(head, tmp_path):
+    failed = submitted(head, tmp_path, "run.name=failing", f"prompts.path={tmp_path}/none.jsonl", follow=True)
+    assert failed.code == 1 and "FAILED, status 1" in failed.err, failed.out + failed.err
+    assert "prompts.path" in failed.out and "wanted:" in failed.out
+    assert "FAILED (1)" in head.prefloop("status", "failing-1").out
+    assert "had ended before: FAILED" in head.prefloop("stop", "failing").out
+    unknown = head.prefloop("logs", "other")
+    assert unknown.code == 1 and "failing-1" in unknown.err
+
+
+@pytest.mark.slow
+def test_a_cluster_that_takes_jobs_from_anybody_is_sent_none(tmp_path_factory, tmp_path):
+    head = Head(tmp_path_factory.mktemp("open"), token=None)
+    head.start()
+    try:
+        refused = submitted(head, tmp_path)
+        assert refused.code == 1 and "cluster.allow_unauthenticated" in refused.err, refused.out + refused.err
+        assert "sent" not in head.prefloop("status").out
+    finally:
+        head.stop()
