@@ -8,6 +8,7 @@ submission id twice.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import time
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
 _RUN, _FOLDER = "prefloop_run", "prefloop_folder"  # keys of a job's metadata
+_TALKERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")  # on standard error
 _PORTS = {"http": 80, "https": 443}
 _STOP_WAIT_S = 30  # before a job that was asked to end is killed
 _AGAIN_S, _MOST_FAILURES = 2.0, 30  # while following: a minute without a server
+_COMING_UP_S = 60  # a head answers before it can take a job
 _ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
 
 
@@ -75,6 +78,8 @@ class JobServer:
         with self._asked():
             from ray.job_submission import JobSubmissionClient
 
+            for name in _TALKERS:
+                logging.getLogger(name).setLevel(logging.WARNING)
             self._client = JobSubmissionClient(self.address)
 
     def refuse_unprotected(self) -> None:
@@ -126,19 +131,19 @@ class JobServer:
         }
         if requirements:
             runtime_env["pip"] = {"packages": list(requirements), "pip_check": False}
-        try:
-            with self._asked():
-                self._client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=submission_id,
-                    runtime_env=runtime_env,
-                    metadata={_RUN: run, _FOLDER: folder},
-                )
-        except Unreachable as error:
-            if "already exists" in str(error.__cause__):
-                raise AlreadySubmitted(submission_id) from None
-            raise
-        return self._job(submission_id)
+        job = {"entrypoint": entrypoint, "submission_id": submission_id, "metadata": {_RUN: run, _FOLDER: folder}}
+        deadline = time.monotonic() + _COMING_UP_S
+        while True:
+            try:
+                with self._asked():
+                    self._client.submit_job(**job, runtime_env=runtime_env)
+                return self._job(submission_id)
+            except Unreachable as error:
+                if "already exists" in str(error.__cause__):
+                    raise AlreadySubmitted(submission_id) from None
+                if "No available agent" not in error.reason or time.monotonic() > deadline:
+                    raise
+            time.sleep(_AGAIN_S)
 
     def _last_attempt(self, run: str) -> int:
         with self._asked():

@@ -45,11 +45,11 @@ def submit(config_file: Path, overrides: Sequence[str], *, address: str, require
     sent = find_working_dir()
     refuse_what_stays_here(config, config_file, sent)
     entrypoint = entrypoint_of(sent.name_of(config_file), overrides)
-    with reached(address), tempfile.TemporaryDirectory() as folder:
+    with reached(address), tempfile.TemporaryDirectory() as aside:
         server = JobServer(address)
         if not config.cluster.allow_unauthenticated:
             server.refuse_unprotected()
-        zipped = Path(folder) / "working_dir.zip"
+        zipped = Path(aside) / "working_dir.zip"
         sent.write_zip(zipped)
         last = server.find_run(config.run.name)
         if last is not None and not last.has_ended:
@@ -62,13 +62,13 @@ def submit(config_file: Path, overrides: Sequence[str], *, address: str, require
             job = server.submit(
                 entrypoint,
                 run=config.run.name,
-                folder=str(config.folder()),
+                folder=folder_of(config),
                 working_dir=zipped,
                 requirements=pinned_requirements(CHECKOUT) if requirements else (),
             )
             size = f"{zipped.stat().st_size / 1e6:.1f} MB"
             console.line("", "submit", f"{job.submission_id}   {len(sent.files)} files, {size}")
-            console.line("", "folder", f"{config.folder()}, on the cluster")
+            console.line("", "folder", f"{folder_of(config)}, on the cluster")
         if follow:
             follow_job(server, job, console)
             return
@@ -81,6 +81,11 @@ def entrypoint_of(config_name: str, overrides: Sequence[str]) -> str:
     """The command that the cluster's head runs in its copy of the checkout."""
     sets = [word for override in (*overrides, "cluster.address=auto") for word in ("--set", override)]
     return shlex.join(["python", "-m", "pipeline", "run", config_name, *sets])
+
+
+def folder_of(config: Config) -> str:
+    """The run's folder, or its address, as the cluster's nodes call it."""
+    return f"{str(config.run.dir).rstrip('/')}/{config.run.name}"
 
 
 def pinned_requirements(root: Path) -> list[str]:
@@ -110,7 +115,7 @@ def refuse_what_stays_here(config: Config, config_file: Path, sent: WorkingDir) 
             got="one that is not",
             fix=f"put it there, for example into {sent.root / 'configs'}, with the modules and files that it names",
         )
-    if not (config.run.dir.is_absolute() or re.match(r"[a-z][a-z0-9+]*:/", str(config.run.dir))):
+    if not re.match(r"/|[a-z][a-z0-9+]*:/", str(config.run.dir)):
         raise ConfigError(
             f"{config_file}: run.dir",
             wanted="a folder that all nodes share, by its absolute path; a lost head node then loses nothing",

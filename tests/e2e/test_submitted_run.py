@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,13 +21,14 @@ SHORT = ("run.name=sent", "rounds=2", "prompts.per_round=32", "prompts.shard_siz
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports that nobody holds, of those that neither the system nor Ray gives to whoever asks for any."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randint(20_000, 32_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 def with_token(token: str | None) -> dict[str, str]:
@@ -59,7 +62,7 @@ class Head:
         self._wait_for_jobs()
 
     def _wait_for_jobs(self) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while self.prefloop("status").code:
             assert self._process.poll() is None and time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.5)
@@ -84,7 +87,7 @@ class Head:
         settings = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         settings |= with_token(token)
         command = [sys.executable, "-m", "pipeline", *map(str, words), "--address", self.address]
-        done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=900)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
 
@@ -108,7 +111,7 @@ def published(stage: Path) -> dict[str, tuple[bytes, int]]:
     return {part.name: (part.read_bytes(), part.stat().st_mtime_ns) for part in sorted(stage.glob("part-*.parquet"))}
 
 
-def until(happens, *, within_s: float = 240) -> None:
+def until(happens, *, within_s: float = 600) -> None:
     deadline = time.monotonic() + within_s
     while not happens():
         assert time.monotonic() < deadline
@@ -116,10 +119,11 @@ def until(happens, *, within_s: float = 240) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_a_run_is_sent_followed_stopped_and_carried_on_after_its_head_is_lost(head, tmp_path):
     first_round = tmp_path / "sent" / "round-0001"
     sent = submitted(head, tmp_path)
-    assert sent.code == 0 and "sent-1 " in sent.out, sent.out + sent.err
+    assert sent.code == 0 and "sent-1 " in sent.out and not sent.err, sent.out + sent.err
 
     until(lambda: (first_round / "candidates" / "manifest.json").exists())
     again = submitted(head, tmp_path)
@@ -152,7 +156,7 @@ def test_a_run_is_sent_followed_stopped_and_carried_on_after_its_head_is_lost(he
 
 @pytest.mark.slow
 def test_without_the_clusters_token_nothing_is_told(head):
-    for token, says in ((None, "none is set here"), (secrets.token_hex(32), "another's")):
+    for token, says in ((None, "none is set here"), (secrets.token_hex(32), "the one set here is another's")):
         told = head.prefloop_with(token, "status")
         assert told.code == 1 and f"it asks for a token, and {says}" in told.err, told.err
         assert "Traceback" not in told.err

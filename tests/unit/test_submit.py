@@ -14,7 +14,7 @@ from refusals import refused
 
 from pipeline.config_file import load_config
 from pipeline.remote import show_jobs
-from pipeline.submit import entrypoint_of, pinned_requirements, refuse_what_stays_here, submit
+from pipeline.submit import entrypoint_of, folder_of, pinned_requirements, refuse_what_stays_here, submit
 from pipeline.working_dir import CHECKOUT, MOST_BYTES, find_working_dir
 
 CONFIG = """
@@ -84,6 +84,12 @@ def test_the_entrypoint_is_the_same_command_on_the_clusters_own_ray():
     words = shlex.split(entrypoint_of("configs/mine.yaml", overrides))
     assert words[:5] == ["python", "-m", "pipeline", "run", "configs/mine.yaml"]
     assert words[5:] == ["--set", overrides[0], "--set", overrides[1], "--set", "cluster.address=auto"]
+
+
+def test_the_folder_is_told_as_the_nodes_call_it():
+    quickstart = CHECKOUT / "configs" / "quickstart.yaml"
+    for where in ("/shared/runs", "/shared/runs/"):
+        assert folder_of(load_config(quickstart, [f"run.dir={where}"])) == "/shared/runs/quickstart"
 
 
 def test_requirements_are_pinned_to_the_tested_set_and_leave_ray_to_the_node():
