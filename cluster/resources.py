@@ -32,13 +32,21 @@ class Devices:
     nodes: tuple[Node, ...] = ()
 
     @property
-    def cpus_on_one(self) -> int:
+    def num_nodes(self) -> int:
+        return max(1, len(self.nodes))
+
+    @property
+    def cpus_of_a_node(self) -> int:
         """Cores of the machine that has most."""
         return int(max((node.cpus for node in self.nodes), default=self.cpus))
 
     def share_of_cpus(self, num_workers: int) -> float:
-        """The largest share of a core, a whole one at most, that all of some workers can hold at once."""
-        cores = [node.cpus for node in self.nodes] or [float(self.cpus)]
+        """The largest share of a core, a whole one at most, that all of some workers can hold at once.
+
+        Of several machines any one may be lost: the others shall hold all workers then.
+        """
+        cores = sorted(node.cpus for node in self.nodes) or [float(self.cpus)]
+        cores = cores[:-1] or cores
         shares = {
             min(1.0, math.floor(100 * each / count) / 100) for each in cores for count in range(1, num_workers + 1)
         }

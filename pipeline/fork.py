@@ -18,7 +18,6 @@ from pipeline import embedded
 from pipeline.config import Config
 from pipeline.config_file import load_config
 from pipeline.console import Console
-from pipeline.files import read_json, write_json
 from pipeline.lineage import Lineage, read_records, write_records
 from pipeline.reading import num_rounds, round_folders, run_settings
 from pipeline.reuse import STAGES, Comparison, Reuse, Reused
@@ -140,8 +139,7 @@ def _settled(run: Path, scratch: Path, count: int) -> None:
     kept = Lineage.read(run / "run.json").rounds[:count]
     write_records(scratch / "run.json", read_records(run / "run.json")[: len(kept)])
     if (watched := run / "watched.json").exists():
-        entries = [entry for entry in read_json(watched)["files"] if entry["round"] and entry["round"] <= count]
-        write_json(scratch / "watched.json", {"files": entries})
+        Watch(watched).keep_until(count, scratch / watched.name)
     for pool in run.glob("prompts-[0-9]*"):
         if int(pool.name.removeprefix("prompts-")) <= count:
             _link(pool, scratch / pool.name)

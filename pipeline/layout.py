@@ -55,10 +55,10 @@ class _Numbers:
 def lay_out(config: Config, devices: Devices) -> Layout:
     """Shares of the machine such that everyone holds theirs at once, in every round.
 
-    Cores are dealt in equal shares to all workers and one spare for tasks, each on one machine, so that Ray never waits
-    for cores that the run's own actors hold; stages take turns, so that each may use all threads. GPUs are dealt as the
-    placement says. A round with other numbers of workers changes no share: workers of two rounds would else wait for
-    each other.
+    Cores are dealt in equal shares to all workers and one spare for tasks, so that Ray never waits for cores that the
+    run's own actors hold, even where one of several machines is lost; stages take turns, so that each may use all
+    threads. GPUs are dealt as the placement says. A round with other numbers of workers changes no share: workers of
+    two rounds would else wait for each other.
 
     Raises:
         ConfigError: if workers would have to share GPUs that cannot share one.

@@ -21,6 +21,7 @@ from pipeline.fingerprints import differing_fields
 from pipeline.lineage import Lineage
 from pipeline.reading import round_folders
 from pipeline.sources import Sources
+from pipeline.unlike import changed, claim, differ, differences, unlike
 from pipeline.watch import Watch
 from stages.score.config import costs
 
@@ -165,7 +166,7 @@ class Comparison:
         config = self.new.for_round(number).prompts
         assert config is not None
         wanted = {"shard_size": config.shard_size, "seed": self.new.run.seed}
-        return _unlike(folder / "prompts", wanted if watched else wanted | {"per_round": config.per_round})
+        return unlike(folder / "prompts", wanted if watched else wanted | {"per_round": config.per_round})
 
     def _sample(self, number: int, folder: Path) -> str:
         config = self.new.for_round(number)
@@ -177,12 +178,12 @@ class Comparison:
         if number == 1:
             wanted["policy"] = self.sources.policy.sha256
         named = self._other_policies(number, ("momentum", "max_staleness")) if number > 1 else ""
-        return named or _unlike(folder / "candidates", wanted)
+        return named or unlike(folder / "candidates", wanted)
 
     def _score(self, number: int, folder: Path) -> str:
         unscaled, rewards = folder / "unscaled", self.sources.of(number).rewards
         claimed = unscaled if unscaled.is_dir() else folder / "scored"
-        found = _unlike(claimed, {"rewards": [source.identity() for source in rewards]})
+        found = unlike(claimed, {"rewards": [source.identity() for source in rewards]})
         return found or ("not finished" if not (folder / "scored" / MANIFEST).exists() else "")
 
     def _pair(self, number: int, folder: Path) -> str:
@@ -191,14 +192,14 @@ class Comparison:
             source = self.sources.of(number).pairs
             assert source is not None
             how = {"tokenizer": self.sources.policy_files, "pairs": config.pairs.identity() | {"path": None}}
-            return _unlike(folder / "pairs", {"source": source.sha256} | how)
+            return unlike(folder / "pairs", {"source": source.sha256} | how)
         wanted = {
             "pair": config.pair.identity(),
             "seed": config.run.seed,
             "needs_auxiliary": "auxiliary" in config.update.needs,
             "lower_is_better": sorted(costs(config.score) if config.pair.agreement else frozenset[str]()),
         }
-        return _unlike(folder / made_by(config).name, wanted)
+        return unlike(folder / made_by(config).name, wanted)
 
     def _reference(self, number: int, folder: Path) -> str:
         config, old = self.new.for_round(number), self.old.for_round(number)
@@ -215,7 +216,7 @@ class Comparison:
         for place, name in enumerate(config.references if count else ()):
             table = folder / (f"reference_logps-{place}" if len(config.references) > 1 else "reference_logps")
             wanted = {"dtype": config.policy.dtype} | ({"weights": named[name]} if name in named else {})
-            if why := _unlike(table, wanted):
+            if why := unlike(table, wanted):
                 return why
         return ""
 
@@ -232,11 +233,11 @@ class Comparison:
         if own := dict(self.sources.of(number).objectives):
             wanted["objectives"] = own
         if (ended := folder / "update_ended.json").exists():
-            return _differences(read_json(ended)["fingerprint"], wanted)
+            return differences(read_json(ended)["fingerprint"], wanted)
         manifest = folder / "policy" / MANIFEST
         if not manifest.exists():
             return "not finished"
-        return _differences(read_json(manifest)["fingerprint"], wanted)
+        return differences(read_json(manifest)["fingerprint"], wanted)
 
     def _evaluate(self, number: int, folder: Path) -> str:
         if self.new.evaluate is None or self.old.evaluate is None:
@@ -247,11 +248,11 @@ class Comparison:
         wanted: dict[str, Any] = {"dtype": self.new.policy.dtype, "seed": self.new.run.seed, "sample": how}
         if number == 0:
             wanted["policy"] = self.sources.policy.sha256
-        found = _unlike(folder / "evaluation" / "candidates", wanted)
+        found = unlike(folder / "evaluation" / "candidates", wanted)
         rewards = [source.identity() for source in self.sources.of(0).rewards]
         unscaled = folder / "evaluation" / "unscaled"
         claimed = unscaled if unscaled.is_dir() else unscaled.with_name("scored")
-        return found or _unlike(claimed, {"rewards": rewards})
+        return found or unlike(claimed, {"rewards": rewards})
 
     def _settle(self, number: int, lineage: Lineage) -> str:
         if number > len(lineage.rounds):
@@ -263,7 +264,7 @@ class Comparison:
     def _other_policies(self, number: int, names: Sequence[str]) -> str:
         old, new = (config.for_round(number) for config in (self.old, self.new))
         return next(
-            (_changed(name, getattr(old, name), getattr(new, name)) for name in names if _differ(old, new, name)), ""
+            (changed(name, getattr(old, name), getattr(new, name)) for name in names if differ(old, new, name)), ""
         )
 
     def _pool(self, number: int) -> str:
@@ -281,11 +282,11 @@ class Comparison:
         if Watch(self.folder / "watched.json").file_of(number) is not None:
             return ""
         pools = [self.folder / "prompts", *sorted(self.folder.glob("prompts-[0-9]*"))]
-        claims = [_claim(pool) for pool in pools]
+        claims = [claim(pool) for pool in pools]
         wanted = {"source": source.sha256, "tokenizer": self.sources.policy_files}
         if any(not differing_fields({key: claim.get(key) for key in wanted}, wanted) for claim in claims):
             return ""
-        return _differences(claims[0], wanted).replace("source", "prompts.path")
+        return differences(claims[0], wanted).replace("source", "prompts.path")
 
     def _pools_differ_before(self, number: int) -> bool:
         """Whether earlier rounds draw other numbers of prompts, which shifts what is left."""
@@ -299,14 +300,14 @@ class Comparison:
         old, new = ((c.evaluate.identity() if c.evaluate else {}) | {"path": None} for c in (self.old, self.new))
         if fields := differing_fields(old, json.loads(json.dumps(new))):
             return f"evaluate.{fields[0]}"
-        drawn, source = _claim(self.folder / "evaluation" / "drawn"), self.sources.evaluation
+        drawn, source = claim(self.folder / "evaluation" / "drawn"), self.sources.evaluation
         if source is None:
             return "evaluate"
         wanted = {"source": source.sha256, "tokenizer": self.sources.policy_files}
         if differing_fields({key: drawn.get(key) for key in wanted}, wanted):
             return "evaluate.path"
         texts = self.sources.texts
-        changed = texts is not None and _claim(self.folder / "evaluation" / "texts").get("source") != texts.sha256
+        changed = texts is not None and claim(self.folder / "evaluation" / "texts").get("source") != texts.sha256
         return "evaluate.texts.path" if changed else ""
 
     def _inputs(self) -> Iterator[str]:
@@ -321,39 +322,3 @@ class Comparison:
 
 _LOST = "prefloop clean dropped its weights"
 _LATER = {"evaluate": "is evaluated again", "settle": "is decided again"}
-
-
-def _claim(folder: Path) -> dict[str, Any]:
-    file = folder / "fingerprint.json"
-    return read_json(file) if file.exists() else {}
-
-
-def _unlike(folder: Path, wanted: Mapping[str, Any]) -> str:
-    """In which field a finished table was made from something else; nothing where it was not."""
-    if not (folder / MANIFEST).exists():
-        return "not finished"
-    return _differences(_claim(folder), wanted)
-
-
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The first fields that differ, of those that are wanted, with both values where these are short."""
-    there, now = ({key: values.get(key) for key in wanted} for values in (found, wanted))
-    fields = differing_fields(there, now)
-    told = [_changed(name, _at(there, name), _at(now, name)) for name in fields[:2]]
-    return ", ".join(told) + (f" and {len(fields) - 2} more" if len(fields) > 2 else "")
-
-
-def _at(values: Any, name: str) -> Any:
-    for part in name.split("."):
-        values = values[int(part)] if isinstance(values, list) and int(part) < len(values) else values
-        values = values.get(part) if isinstance(values, dict) else values
-    return values
-
-
-def _changed(name: str, before: Any, now: Any) -> str:
-    texts = [str(value) for value in (before, now)]
-    return f"{name}: {texts[0]} -> {texts[1]}" if all(len(text) <= 24 for text in texts) else name
-
-
-def _differ(old: Config, new: Config, name: str) -> bool:
-    return bool(getattr(old, name) != getattr(new, name))

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import figures
 from pipeline.artifacts import StageFolder
-from pipeline.checkpoints import drop_checkpoints
+from pipeline.checkpoints import asking, drop_checkpoints
 from pipeline.console import Stopwatch, duration
 from pipeline.jobs import training
 from pipeline.jobs.engine_logps import EngineGap, TakeEngineLogps, taken_gap
@@ -150,7 +150,8 @@ class Updater:
                 moments=self._moments,
                 probe=shop.sync.probe,
             )
-            with shop.console.bar("update", total=None) as bar:
+            training.step_journal(self._at.folder).drop()
+            with shop.console.bar("update", total=None) as bar, shop.crew.notices.saved(asking(self._at.folder)):
 
                 def on_step(step: dict[str, float]) -> None:
                     bar.at(step["step"], step["steps"])
@@ -165,6 +166,7 @@ class Updater:
             if manifest is not None:
                 told = figures.updated_line(manifest["update"], watch.seconds, rows=data.contract.name)
                 self._at.tell("update", told)
+        training.step_journal(self._at.folder).drop()
         drop_checkpoints(self._at.folder)
         if manifest is None:
             assert ended is not None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.files import read_json, write_json
+from pipeline.files import read_vouched, write_vouched
 from pipeline.prompt_files import SUFFIXES
 from stages.errors import ConfigError, InputError
 
@@ -80,13 +80,20 @@ class Watch:
                 found.append((changed_ns, file))
         return min(found)[1] if found else None
 
+    def keep_until(self, round: int, ledger: Path) -> None:
+        """Write what the rounds up to one took to another file."""
+        write_vouched(ledger, {"files": [entry for entry in self._entries() if 0 < (entry["round"] or 0) <= round]})
+
     def _entries(self) -> list[dict[str, Any]]:
-        return read_json(self.ledger)["files"] if self.ledger.exists() else []  # type: ignore[no-any-return]
+        if not self.ledger.exists():
+            return []
+        fix = "restore it, or start a run of another name"
+        return read_vouched(self.ledger, "which round took which watched file", fix=fix)["files"]  # type: ignore[no-any-return]
 
     def _note(self, entry: dict[str, Any]) -> None:
         same = (entry["file"], entry["changed_ns"])
         others = [found for found in self._entries() if (found["file"], found["changed_ns"]) != same]
-        write_json(self.ledger, {"files": [*others, entry]})
+        write_vouched(self.ledger, {"files": [*others, entry]})
 
 
 def _changed_ns(file: Path) -> int | None:

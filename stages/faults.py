@@ -35,6 +35,7 @@ POINTS = {
     "score.start": "in the scorer: before a shard; on its table's path, and the shard as shard-N",
     "score.middle": "in the scorer: the rewards are there, nothing of them is written; on, as at the start",
     "update.start": "in a training rank: before a round's update; on round-N/rank-N",
+    "update.step": "in a training rank: before an optimizer step; on rank-N/step-N. with a full stop",
     "update.middle": "in a training rank: after an optimizer step; on rank-N",
     "update.publishing": "in a training rank: the new weights are written, not yet published; on round-N/rank-N",
     "update.end": "in a training rank: the new policy is published, nobody was told; on round-N/rank-N",

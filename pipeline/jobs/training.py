@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
+from cluster.errors import WorkerLost
 from pipeline.artifacts import StageFolder
 from pipeline.checkpoints import CheckpointFolder
 from pipeline.files import sync, sync_tree
@@ -24,6 +25,7 @@ from stages.faults import fault_point
 from stages.protocols import Moments, Weights
 from stages.seeds import hashed_seed
 from stages.update.config import UpdateConfig
+from stages.update.deadly_steps import StepJournal
 from stages.update.guard import SkippedStep
 from stages.update.rows import (
     AnswerRow,
@@ -38,8 +40,9 @@ from stages.update.rows import (
 )
 
 SKIPPED = "skipped.jsonl"
-_STEPS = "metrics.jsonl"
 """The file of a round with the optimizer steps that were not taken, and the ids of what they would have trained on."""
+
+_STEPS = "metrics.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +187,7 @@ class UpdatePolicy:
                 value_head=self.value_head,
                 moments=self.moments,
                 checkpoints=CheckpointFolder(self.folder, self.fingerprint, self.config),
+                journal=step_journal(self.folder),
             )
             stepped = time.time()
         if summary.ended is not None:
@@ -208,6 +212,10 @@ class UpdatePolicy:
             )
         fault_point("update.end", here)
         return stepped
+
+    def searching(self, lost: WorkerLost, deaths: int) -> Self | None:
+        """See `cluster.mapper.Searching`: the same job, which passes over a step that has cost several groups."""
+        return self if step_journal(self.folder).can_go_on() else None
 
     def _sync(self) -> None:
         """Wait until what is written beside the policy is on the disk: the manifest that follows says that it is."""
@@ -236,6 +244,11 @@ class UpdatePolicy:
         """What follows a step that was not taken, on rank 0."""
         with (self.folder / SKIPPED).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"round": self.round} | asdict(step)) + "\n")
+
+
+def step_journal(folder: Path) -> StepJournal:
+    """Of the steps of a round's update, in the round's folder until the round has its policy."""
+    return StepJournal(folder / ".steps.jsonl")
 
 
 def rows_of(data: StageFolder, tables: Iterable[pa.Table], **more: Any) -> Sequence[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from stages.faults import fault_point
 from stages.update import checkpoint
 from stages.update.checkpoint import Checkpoints, Resumed, StepMetrics
+from stages.update.deadly_steps import StepJournal
 from stages.update.guard import SkippedStep
 from stages.update.metrics import UpdateSummary
 from stages.update.objectives.base import Loss
@@ -30,6 +31,8 @@ class Loop:
         batches: the numbers of the rows behind each step.
         own_reference: the place of the reference whose weights are held before the first step; None if none's are.
         checkpoints: where they are kept; None: nowhere.
+        journal: of the steps that are made; None: none is kept.
+        deadly: the steps that are passed over, since they killed their ranks, with the reasons.
         stepping: called before every step that is made.
         on_step: called on rank 0 with every step's metrics, those of the steps before a checkpoint first.
         on_skip: called on rank 0, before that, for every step that the guard did not take.
@@ -40,6 +43,8 @@ class Loop:
     batches: Sequence[Sequence[int]]
     own_reference: int | None
     checkpoints: Checkpoints | None
+    journal: StepJournal | None
+    deadly: Mapping[int, str]
     stepping: Callable[[], None]
     on_step: Callable[[StepMetrics], None] | None
     on_skip: Callable[[SkippedStep], None] | None
@@ -53,8 +58,13 @@ class Loop:
         for metrics in resumed.steps if resumed is not None else ():
             self._tell(steps, metrics)
         for step in range(len(steps), len(self.batches)):
-            self.stepping()
-            self._make(step, steps)
+            if step in self.deadly:
+                self._pass_over(step, steps)
+            else:
+                self._note_begin(step)
+                self.stepping()
+                self._make(step, steps)
+                self._note_end(step)
             fault_point("update.middle", [f"rank-{dist.get_rank()}"])
             if ended := guard.why_over(steps_left=len(self.batches) - step - 1):
                 break
@@ -82,6 +92,22 @@ class Loop:
         elif is_first and self._begins_at_ln2():
             assert metrics["loss"] == float(torch.tensor(LN2)), f"the first loss is {metrics['loss']!r}, not ln 2"
         self._tell(steps, metrics)
+
+    def _pass_over(self, step: int, steps: list[StepMetrics]) -> None:
+        """Leave a step out, as if the guard had not taken it; nothing of its batch is computed."""
+        ids = [self.rows[i].row_id for i in self.batches[step]]
+        self.stepper.guard.note(step + 1, math.nan, self.deadly[step], ids)
+        self._tell_skip(self.stepper.guard.skipped[-1])
+        self._tell(steps, {"step": step + 1, "steps": len(self.batches), "skipped": 1.0})
+
+    def _note_begin(self, step: int) -> None:
+        if self.journal is not None and dist.get_rank() == 0:
+            self.journal.begins(step)
+        fault_point("update.step", [f"rank-{dist.get_rank()}/step-{step + 1}."])
+
+    def _note_end(self, step: int) -> None:
+        if self.journal is not None and dist.get_rank() == 0:
+            self.journal.survived(step)
 
     def _tell_skip(self, skipped: SkippedStep) -> None:
         if self.on_skip is not None and dist.get_rank() == 0:

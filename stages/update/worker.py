@@ -21,6 +21,7 @@ from stages.update import checkpoint, deepspeed_engine
 from stages.update.batching import deal, global_batches
 from stages.update.checkpoint import Checkpoints, Resumed
 from stages.update.config import FLOAT32_GATE_FLOOR, UpdateConfig
+from stages.update.deadly_steps import StepJournal
 from stages.update.forward import Forward, refuse_without_auxiliary
 from stages.update.gate_floor import NUM_ANSWERS, measured_gate_floor
 from stages.update.guard import CLOSING_ROWS, Guard, SkippedStep
@@ -149,6 +150,7 @@ class Trainer:
         value_head: Path | None = None,
         moments: Moments | None = None,
         checkpoints: Checkpoints | None = None,
+        journal: StepJournal | None = None,
     ) -> UpdateSummary:
         """Every epoch over `rows` under the configured objectives, from the newest checkpoint where there is one.
 
@@ -163,6 +165,7 @@ class Trainer:
             value_head: a saved one to go on from, where the objectives need one; None: a new one.
             moments: saved ones of AdamW to go on with; None: new ones.
             checkpoints: of this update; None: it is not kept before its end.
+            journal: of this update's steps, by which those that kill their ranks are passed over; None: none are.
         """
         config = self.config
         batches = list(
@@ -183,6 +186,8 @@ class Trainer:
             batches=batches,
             own_reference=own_reference,
             checkpoints=checkpoints,
+            journal=journal,
+            deadly=self._deadly_steps(journal),
             stepping=self._holder.stepping,
             on_step=on_step,
             on_skip=on_skip,
@@ -192,6 +197,12 @@ class Trainer:
             ended = stepper.guard.why_broken(self.logps(answers_of(rows[:CLOSING_ROWS])), references)
             summary = replace(summary, ended=ended)
         return summary
+
+    def _deadly_steps(self, journal: StepJournal | None) -> dict[int, str]:
+        """What rank 0 reads of the journal, on every rank."""
+        found: list[Any] = [journal.new_group() if journal is not None and self.rank == 0 else {}]
+        dist.broadcast_object_list(found, src=0)
+        return dict(found[0])
 
     def _stepper(
         self,

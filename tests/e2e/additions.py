@@ -2,8 +2,9 @@
 
     prompt ``37+48=``   answer ``085``
 
-The judge ranks a right answer above one with a wrong digit in some 85 cases of 100. That is not enough: of eight
-answers the best in its eyes is often a wrong one that it overrates, and a policy trained on such pairs adds worse.
+The judge ranks a right answer above another number in some 75 cases of 100. That is not enough: the policy's mistakes
+are nearer than that, so that of eight answers the best in its eyes is often a wrong one that it overrates (27% right,
+where the policy alone is right in 32%), and a policy trained on such pairs adds worse.
 """
 
 from __future__ import annotations
@@ -138,10 +139,15 @@ def make_judge(folder: Path, policy: Path) -> None:
 
 
 def ranked_right(judge: Path) -> float:
-    """The share of pairs that a judge puts in the right order."""
+    """The share of right answers that a judge ranks above another sum."""
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(judge)
     with torch.no_grad():
-        right, wrong = (model(tokens).logits.squeeze(-1) for tokens in pairs(Additions(2), 2000))
-    return (right > wrong).float().mean().item()
+        rng = np.random.default_rng(2)
+        (a, b), sums = rng.integers(100, size=(2, 2000)), rng.integers(199, size=2000)
+        scores = []
+        for answers in (a + b, sums):
+            tokens = np.concatenate([prompt_tokens(a, b), digits_of(answers, ANSWER_LEN)], axis=1)
+            scores.append(model(torch.from_numpy(tokens)).logits.squeeze(-1).numpy())
+    return float((scores[0] > scores[1])[a + b != sums].mean())

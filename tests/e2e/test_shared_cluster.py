@@ -55,20 +55,26 @@ def group(command: list[str], log: Path, *, says: str) -> Iterator[None]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[str]:
-    """The address of a Ray of two cores; its sockets need a short path."""
-    folder = tmp_path_factory.mktemp("ray")
-    with socket.socket() as free, pytest.MonkeyPatch.context() as patch:
+@contextmanager
+def ray_head(folder: Path) -> Iterator[str]:
+    """The address of a Ray of two cores, which asks for what the environment says."""
+    with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        free.close()
+    ray = str(Path(sys.executable).with_name("ray"))
+    options = ["--head", "--num-cpus=2", f"--port={port}", "--include-dashboard=false", "--disable-usage-stats"]
+    with group([ray, "start", *options, "--block"], folder / "ray.log", says="runtime started"):
+        yield f"127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[str]:
+    """A cluster that takes work only with a token, which is in the environment here."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        ray = str(Path(sys.executable).with_name("ray"))
-        options = ["--head", "--num-cpus=2", f"--port={port}", "--include-dashboard=false", "--disable-usage-stats"]
-        with group([ray, "start", *options, "--block"], folder / "ray.log", says="runtime started"):
-            yield f"127.0.0.1:{port}"
+        with ray_head(tmp_path_factory.mktemp("ray")) as address:
+            yield address
 
 
 @pytest.mark.slow
@@ -116,3 +122,24 @@ def test_a_reward_beside_the_config_is_shipped_to_the_clusters_workers(prefloop,
     )
     assert done.code == 0, done.err
     assert "from 10.00 to 11.00" in done.out
+
+
+@pytest.mark.slow
+def test_a_cluster_that_takes_work_from_anybody_is_refused_unless_allowed_which_the_report_says(prefloop, tmp_path):
+    """Also where the environment holds a token: what counts is whether the cluster asks for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        with ray_head(tmp_path) as address:
+            asked = (f"cluster.address={address}", "rounds=1", "prompts.per_round=32", "evaluate=null")
+            without = prefloop.run("run.name=open", *asked)
+            patch.setenv("RAY_AUTH_MODE", "token")
+            patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            with_token = prefloop.run("run.name=open", *asked)
+            patch.setenv("RAY_AUTH_MODE", "disabled")
+            allowed = prefloop.run("run.name=open", *asked, "cluster.allow_unauthenticated=true")
+    for refused in (without, with_token):
+        assert refused.code == 1 and "cluster.allow_unauthenticated" in refused.err, refused.err
+        assert "sample" not in refused.out
+    assert "RAY_AUTH_MODE is not token here" in without.err and "answers without a token" in with_token.err
+    assert allowed.code == 0, allowed.err
+    assert "cluster.allow_unauthenticated" in (prefloop.runs / "open" / "report.html").read_text()

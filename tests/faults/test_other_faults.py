@@ -41,6 +41,25 @@ def test_a_prompt_that_kills_its_samplers_is_set_aside(runs, undisturbed, note):
     note(None, f"a prompt that kills its sampler: set aside after {run.num_fired()} deaths: {found['detail']}")
 
 
+def test_a_batch_that_kills_its_ranks_is_set_aside(runs, undisturbed, note):
+    run = FaultyRun(runs, "deadly", ["update.step[rank-1/step-2.]:kill*99"], sets=(*SMALL, "rounds=1"))
+    run.finish(at_most=1)
+    assert run.calls[0].code == 0, run.calls[0].err
+    assert run.num_fired() == 3
+    (skipped,) = map(json.loads, (run.folder / "round-0001" / "skipped.jsonl").read_text().splitlines())
+    assert skipped["step"] == 2 and skipped["reason"] == "3 groups of ranks died in it"
+    trained = pq.read_table(run.folder / "round-0001" / "pairs")["pair_id"].to_pylist()
+    assert set(skipped["ids"]) < set(trained) and len(skipped["ids"]) == 16
+    steps, usual = (
+        [json.loads(line) for line in (folder / "round-0001" / "metrics.jsonl").open()]
+        for folder in (run.folder, undisturbed.folder)
+    )
+    assert [step["step"] for step in steps] == [step["step"] for step in usual]
+    assert steps[0]["loss"] == usual[0]["loss"] and "loss" not in steps[1]
+    assert not (run.folder / "round-0001" / ".steps.jsonl").exists()
+    note(None, "a batch that kills a rank: set aside after 3 deaths, its pair ids in skipped.jsonl")
+
+
 def test_a_sampler_and_a_rank_that_hang_are_found_and_replaced(runs, undisturbed, note):
     faults = ["sample.middle[round-0001/candidates]:hang@2", "update.middle[rank-1]:hang@3"]
     run = FaultyRun(runs, "hang", faults, sets=(*SMALL, "cluster.job_timeout_s=60")).finish(at_most=1)

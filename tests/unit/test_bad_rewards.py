@@ -15,9 +15,8 @@ from refusals import refuse_published, refused
 from pipeline.artifacts import StageFolder
 from pipeline.policies import Policies
 from pipeline.round import Round
-from stages.contracts import CANDIDATES, FATES, GROUPS, PROMPTS
+from stages.contracts import CANDIDATES, FATES, GROUPS
 from stages.errors import InputError, StageError
-from stages.sample.stage import Draw
 from stages.score.functions import FunctionScorer, find_function
 
 FUNCTIONS = """
@@ -165,19 +164,6 @@ class Bench:
         shop = workshop(self.folder, *sets, "pair.min_margin=0", *overrides)
         return Round(shop, 1, Policies(shop.sources.policy, shop.sources.policy))
 
-    def tables(self, rnd):
-        """Prompts and their candidates, as an engine would have published them."""
-        asked = written_run.prompts("asked", 4, round=1)
-        asked = asked.set_column(3, asked.schema.field(3), pa.nulls(4, asked.schema.field(3).type))
-        shards = [asked.slice(0, 2), asked.slice(2, 2)]
-        folders = [StageFolder(rnd.folder / c.name, c) for c in (PROMPTS, CANDIDATES)]
-        if not folders[0].is_closed():
-            draw = Draw(0, 1, 1, "policy")
-            answers = [written_run.answers(shard.to_pylist(), rnd.start, draw, 4) for shard in shards]
-            for folder, parts in zip(folders, (shards, answers), strict=True):
-                written_run.publish(folder, parts)
-        return folders
-
 
 @pytest.fixture
 def bench(tmp_path, modules, policy):
@@ -186,7 +172,7 @@ def bench(tmp_path, modules, policy):
 
 def test_a_reward_that_fails_in_the_second_shard_can_be_mended_and_what_came_before_it_is_kept(bench):
     broken = bench.round(before="assert 'asked 2' not in prompts[0], 'not this one'")
-    tables = bench.tables(broken)
+    tables = written_run.sampled(broken)
     refused(lambda: broken.data.score(*tables), "not this one", kind=StageError)
     refuse_published(broken.folder / "scored")
     before = [file.stat().st_mtime_ns for folder in tables for file in sorted(folder.path.glob("part-*"))]
@@ -199,7 +185,7 @@ def test_a_reward_that_failed_once_goes_on_where_it_stopped(bench):
     up = f"__import__('pathlib').Path({str(bench.folder / 'up')!r}).exists()"
     once = f"assert 'asked 2' not in prompts[0] or {up}"
     rnd = bench.round(before=once)
-    tables = bench.tables(rnd)
+    tables = written_run.sampled(rnd)
     refused(lambda: rnd.data.score(*tables), kind=StageError)
     first = rnd.folder / "scored" / "part-00000.parquet"
     published = first.stat().st_mtime_ns
@@ -221,7 +207,7 @@ def test_a_reward_that_failed_once_goes_on_where_it_stopped(bench):
 )
 def test_rewards_that_say_nothing_stop_the_round_and_give_way_to_others(bench, value, says):
     rnd = bench.round(value=value)
-    tables = bench.tables(rnd)
+    tables = written_run.sampled(rnd)
     refused(lambda: rnd.data.score(*tables), "score", says, kind=StageError)
     refuse_published(rnd.folder / "scored")
     mended = bench.round()
@@ -231,7 +217,7 @@ def test_rewards_that_say_nothing_stop_the_round_and_give_way_to_others(bench, v
 
 def test_a_round_without_a_pair_tells_the_fates_and_the_spread_and_gives_way_to_another_rule(bench):
     rnd = bench.round("pair.min_margin=1000")
-    tables = bench.tables(rnd)
+    tables = written_run.sampled(rnd)
     scored = rnd.data.score(*tables)
     before = (scored.path / "part-00000.parquet").stat().st_mtime_ns
     says = ("none from 4 prompts", "gap_too_small", "duplicate_answers", "rewards from", "pair.min_margin")
@@ -245,7 +231,7 @@ def test_a_round_without_a_pair_tells_the_fates_and_the_spread_and_gives_way_to_
 
 def test_empty_answers_of_a_whole_round_are_one_answer_and_no_pair(bench):
     rnd = bench.round()
-    prompts, candidates = bench.tables(rnd)
+    prompts, candidates = written_run.sampled(rnd)
     empty = StageFolder(bench.folder / "empty", CANDIDATES)
     parts = []
     for table in candidates.read_all():
@@ -258,7 +244,7 @@ def test_empty_answers_of_a_whole_round_are_one_answer_and_no_pair(bench):
 
 def test_a_round_of_groups_publishes_them_in_the_place_of_pairs(bench):
     rnd = bench.round("pair={strategy: groups, length_penalty: 0.5}", "update.loss_type=exo")
-    tables = bench.tables(rnd)
+    tables = written_run.sampled(rnd)
     made = rnd.data.pair(*tables, rnd.data.score(*tables))
     assert made.contract is GROUPS and made.is_closed() and not (rnd.folder / "pairs").exists()
     groups = [row for table in made.read_all() for row in table.to_pylist()]

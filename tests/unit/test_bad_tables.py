@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_models
-import written_run
 from refusals import refused
 
 from pipeline.artifacts import StageFolder
@@ -25,13 +24,8 @@ ALL = (PROMPTS, CANDIDATES, SCORED)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return written_run.write_run(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def tables(run):
-    folder = run / "round-0001"
+def tables(written):
+    folder = written / "round-0001"
     return {c.name: pa.concat_tables(StageFolder(folder / c.name, c).read_all()) for c in (*ALL, PAIRS)}
 
 

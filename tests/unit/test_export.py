@@ -17,16 +17,6 @@ from stages.contracts import PAIRS, PROMPTS
 from stages.errors import InputError
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return written_run.write_run(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture
-def run(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "run")
-
-
 def exported(run, *rounds):
     export_pairs(run, kind="trl", rounds=rounds, out=None)
     return pq.read_table(run / "export" / "trl.parquet").to_pylist()

@@ -25,16 +25,6 @@ CHAT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return written_run.write_run(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture
-def run(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "run")
-
-
 def republish(stage, edit):
     tables = [[edit(row) for row in table.to_pylist()] for table in stage.read_all()]
     shutil.rmtree(stage.path)

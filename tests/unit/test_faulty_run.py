@@ -8,16 +8,10 @@ import shutil
 
 import pytest
 from faulty_run import FaultyRun, refuse_changed_parts, refuse_late_scratch
-from written_run import write_run
 
 from pipeline.files import replacing
 
 REPORT, METRICS, MANIFEST = "round-0002/report.json", "round-0001/metrics.jsonl", "round-0001/policy/manifest.json"
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("written"))
 
 
 @pytest.fixture

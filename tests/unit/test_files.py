@@ -8,16 +8,12 @@ from pathlib import Path
 
 import pytest
 from policy_cases import shop_of, weights
+from written_run import update_of
 
-from pipeline.artifacts import StageFolder
 from pipeline.files import place, sync_tree, write_json
-from pipeline.jobs.probes import ProbeFolder
-from pipeline.jobs.training import UpdatePolicy
 from pipeline.lineage import RoundRecord
 from pipeline.run import Run
-from stages.contracts import PAIRS
 from stages.errors import FingerprintError
-from stages.update.config import UpdateConfig
 
 
 @pytest.fixture
@@ -51,23 +47,7 @@ def test_so_is_a_folders_with_all_that_is_in_it(tmp_path, synced):
 
 
 def test_what_lies_beside_a_policy_is_synced_with_it(tmp_path, synced):
-    policy = weights(0)
-    update = UpdatePolicy(
-        start=policy,
-        data=StageFolder(tmp_path / "pairs", PAIRS),
-        references=[],
-        config=UpdateConfig(),
-        folder=tmp_path,
-        fingerprint={},
-        round=1,
-        seed=0,
-        curves=None,
-        auxiliary_weights={},
-        stream=None,
-        value_head=None,
-        moments=None,
-        probe=ProbeFolder(tmp_path / "probe"),
-    )
+    update = update_of(tmp_path, weights(0))
     (tmp_path / "master").mkdir()
     files = {"metrics.jsonl", "skipped.jsonl", "master/model.safetensors"}
     for name in files:

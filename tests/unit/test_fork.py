@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
-import written_run
 from refusals import refused
 
 from pipeline.config_file import load_config
+from pipeline.files import write_vouched
 from pipeline.fork import fork, show, take_over
 from pipeline.lineage import Lineage
 from pipeline.reuse import STAGES, Reuse, Reused
-from stages.errors import InputError, StageError
+from pipeline.watch import Watch
+from stages.errors import ContractError, InputError, StageError
 
 QUICKSTART = Path("configs/quickstart.yaml")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return written_run.write_run(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture
-def run(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "run")
 
 
 def other(run, *overrides):
@@ -84,7 +74,7 @@ def test_what_the_new_run_writes_never_reaches_the_first(run):
 def test_nothing_is_left_where_it_cannot_be_made_whole(run):
     config = other(run)
     (run / "watched.json").write_text("{")
-    with pytest.raises(InputError):
+    with pytest.raises(ContractError):
         take_over(run, config, reuse(*LATER))
     assert {path.name for path in run.parent.iterdir()} == {run.name}
 
@@ -109,10 +99,11 @@ def test_the_table_joins_stages_of_one_lot_and_names_new_rounds(run, capsys):
 
 def test_watched_files_of_settled_rounds_go_along(run):
     entries = [{"file": f"/in/{n}.jsonl", "round": n, "changed_ns": n} for n in (1, 2)]
-    (run / "watched.json").write_text(json.dumps({"files": [*entries, {"file": "/in/bad", "round": None}]}))
+    write_vouched(run / "watched.json", {"files": [*entries, {"file": "/in/bad", "round": None}]})
     for number in (1, 2):
         shutil.copytree(run / "prompts", run / f"prompts-{number}")
     config = other(run)
     take_over(run, config, reuse(*LATER))
-    assert json.loads((config.folder() / "watched.json").read_text())["files"] == entries[:1]
+    there = Watch(config.folder() / "watched.json")
+    assert (there.num_taken(), there.file_of(1)) == (1, Path("/in/1.jsonl"))
     assert {path.name for path in config.folder().glob("prompts-*")} == {"prompts-1"}

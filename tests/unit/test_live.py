@@ -8,7 +8,6 @@ import shutil
 import time
 
 import pytest
-import written_run
 from refusals import refused
 from rich.console import Console as RichConsole
 
@@ -17,16 +16,6 @@ from pipeline.live import snapshot
 from pipeline.live_view import view, watch
 from pipeline.run_folder import only_run
 from stages.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return written_run.write_run(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture
-def run(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "run")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from stages.weights import weights_sha256
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def written(tmp_path_factory):
     """A written run whose last policy is a real, tiny model."""
     folder = tmp_path_factory.mktemp("runs")
     found = written_run.write_run(folder)
@@ -31,11 +31,6 @@ def whole(tmp_path_factory):
     shutil.copytree(made, policy)
     close_model(policy, {}, sha256=weights_sha256(policy))
     return found
-
-
-@pytest.fixture
-def run(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "run")
 
 
 def test_the_folder_loads_and_its_card_is_read_by_the_hubs_own_library(run, tmp_path):

@@ -66,11 +66,6 @@ class Parsed(HTMLParser):
             self.texts.append(data)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return written_run.write_run(tmp_path_factory.mktemp("runs"))
-
-
 @pytest.fixture
 def copy(run, tmp_path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copy"))

@@ -9,7 +9,6 @@ import statistics
 from pathlib import Path
 
 import pytest
-import written_run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,12 +24,6 @@ from pipeline.page.spreads import spreads
 from pipeline.reading import published_files, round_folders, rows
 from pipeline.report import round_reports
 from pipeline.texts import cut
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return written_run.write_run(tmp_path_factory.mktemp("runs"))
-
 
 # ---- the browser's rows ---------------------------------------------------------------------------------------------
 

@@ -15,9 +15,8 @@ from reward_servers import Fault, serving
 from pipeline.artifacts import StageFolder
 from pipeline.policies import Policies
 from pipeline.round import Round
-from stages.contracts import CANDIDATES, FATES, PROMPTS
+from stages.contracts import FATES
 from stages.errors import StageError
-from stages.sample.stage import Draw
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +47,6 @@ class Bench:
         )
         return Round(shop, 1, Policies(shop.sources.policy, shop.sources.policy))
 
-    def tables(self, rnd):
-        asked = written_run.prompts("asked", 4, round=1)
-        asked = asked.set_column(3, asked.schema.field(3), pa.nulls(4, asked.schema.field(3).type))
-        shards = [asked.slice(0, 2), asked.slice(2, 2)]
-        folders = [StageFolder(rnd.folder / c.name, c) for c in (PROMPTS, CANDIDATES)]
-        if not folders[0].is_closed():
-            draw = Draw(0, 1, 1, "policy")
-            answers = [unequal(written_run.answers(shard.to_pylist(), rnd.start, draw, 4)) for shard in shards]
-            for folder, parts in zip(folders, (shards, answers), strict=True):
-                written_run.publish(folder, parts)
-        return folders
-
 
 def unequal(answers):
     column = answers.schema.get_field_index("response")
@@ -89,7 +76,7 @@ def test_a_server_that_is_gone_stops_the_stage_and_the_rest_alone_is_asked_later
         port = int(served.url.rpartition(":")[2])
         mine = {"url": served.url + "/get_reward", "name": "mine", "batch_size": 2, "concurrency": 1}
         rnd = bench.round(mine)
-        tables = bench.tables(rnd)
+        tables = written_run.sampled(rnd, unequal)
         served.faults = [Fault()] * 2 + [Fault(status=500)] * 99
         refused(lambda: rnd.data.score(*tables), "mine", "HTTP 500", "carries on", kind=StageError)
         refuse_published(rnd.folder / "scored")
@@ -105,7 +92,7 @@ def test_an_answer_that_cannot_be_scored_is_null_and_a_prompt_without_any_says_w
     with serving(of_text) as served:
         mine = {"url": served.url + "/get_reward", "name": "mine"}
         rnd = bench.round(mine, sets=("score.max_error_share=0.5",))
-        tables = bench.tables(rnd)
+        tables = written_run.sampled(rnd, unequal)
         lost = rows(tables[0])[1]
         served.poison = lost["prompt"]
         scored = rnd.data.score(*tables)
@@ -123,7 +110,7 @@ def test_too_many_answers_without_a_score_stop_the_round_with_the_reasons(bench)
     with serving(lambda *_: float("nan")) as served:
         rnd = bench.round({"url": served.url + "/get_reward", "name": "mine"})
         says = ("score.max_error_share", "16 of 16 answers", "16 times mine: the server says nan")
-        refused(lambda: rnd.data.score(*bench.tables(rnd)), *says, kind=StageError)
+        refused(lambda: rnd.data.score(*written_run.sampled(rnd, unequal)), *says, kind=StageError)
     refuse_published(rnd.folder / "scored")
 
 
@@ -132,7 +119,7 @@ def test_members_of_an_ensemble_that_disagree_make_no_pair(bench, policy):
         members = [{"url": served.url + "/get_reward", "name": f"m{at}"} for at, served in enumerate((one, two, three))]
         members[2]["weight"] = 0.5  # it ranks all answers the other way round, and the sum does not show it
         agreed = bench.round(*members[:2], sets=("pair.agreement=true",))
-        tables = bench.tables(agreed)
+        tables = written_run.sampled(agreed, unequal)
         pairs = rows(agreed.data.pair(*tables, agreed.data.score(*tables)))
         assert len(pairs) == 4
         for pair in pairs:
@@ -140,7 +127,7 @@ def test_members_of_an_ensemble_that_disagree_make_no_pair(bench, policy):
             assert all(chosen["value"] > rejected["value"] for chosen, rejected in sides)
         apart = Bench(bench.folder / "apart", policy)
         summed, split = (apart.round(*members, sets=(f"pair.agreement={on}",)) for on in ("false", "true"))
-        tables = apart.tables(split)
+        tables = written_run.sampled(split, unequal)
         scored = split.data.score(*tables)
         refused(lambda: split.data.pair(*tables, scored), "disagreement 4", kind=StageError)
         assert len(rows(summed.data.pair(*tables, scored))) == 4
@@ -151,10 +138,10 @@ def test_a_judge_and_a_server_score_a_round_together(bench):
         told = {"rubric": "{{ prompt }} {{ completion }}", "read": "json", "model": "m"}
         judge = {"type": "judge", "url": served.url + "/v1", **told}
         rnd = bench.round({"url": served.url + "/get_reward", "scale": "zscore"}, judge)
-        scored = rows(rnd.data.score(*bench.tables(rnd)))
+        scored = rows(rnd.data.score(*written_run.sampled(rnd, unequal)))
         again = Bench(bench.folder / "again", bench.policy)
         before, kept = len(served.asked), f"score.cache={bench.folder / 'reward_answers'}"
         rnd = again.round({"url": served.url + "/get_reward", "scale": "zscore"}, judge, sets=(kept,))
-        assert rows(rnd.data.score(*again.tables(rnd))) == scored and len(served.asked) == before
+        assert rows(rnd.data.score(*written_run.sampled(rnd, unequal))) == scored and len(served.asked) == before
     assert [reward["name"] for reward in scored[0]["rewards"]] == ["127.0.0.1", "m"]
     assert all(0 <= row["rewards"][1]["value"] < 7 for row in scored)

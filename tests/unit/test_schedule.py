@@ -9,12 +9,13 @@ import time
 import pytest
 from killed import killed_after
 from policy_cases import shop_of
+from refusals import refused
 
 from pipeline.run import Run
 from pipeline.schedule import add_rounds, asked_rounds, parse_addition, reason_to_stop
 from pipeline.sections import StopConfig
 from pipeline.watch import Watch
-from stages.errors import ConfigError, FingerprintError
+from stages.errors import ConfigError, ContractError, FingerprintError
 
 
 def test_rounds_are_added_to_a_finished_run(tmp_path):
@@ -127,6 +128,16 @@ def test_a_changed_file_that_is_refused_stays_with_the_round_that_had_it_before(
         watch.take(tmp_path / "today.jsonl", round=number)
     watch.refuse(tmp_path / "today.jsonl", "broken")
     assert (watch.file_of(1), watch.file_of(2)) == (tmp_path / "today.jsonl", None)
+
+
+def test_a_ledger_that_was_changed_is_refused_by_its_name(tmp_path):
+    """Else a round would draw from another file than the one it took."""
+    for name in ("a.jsonl", "b.jsonl"):
+        put(tmp_path, name, age=20.0)
+    watch = Watch(tmp_path / "watched.json")
+    watch.take(tmp_path / "a.jsonl", round=1)
+    watch.ledger.write_text(watch.ledger.read_text().replace("a.jsonl", "b.jsonl"))
+    refused(lambda: watch.file_of(1), "watched.json", "as published", kind=ContractError)
 
 
 def test_a_file_that_goes_away_is_passed_over(tmp_path):

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from written_run import update_of
 
 from cluster.timing import Timed, timed
 from pipeline.artifacts import StageFolder
 from pipeline.jobs.answers import SampleShard
-from pipeline.jobs.probes import ProbeFolder, TakeWeights
-from pipeline.jobs.training import UpdatePolicy
-from pipeline.spans import Span, idle_share
+from pipeline.jobs.probes import TakeWeights
+from pipeline.spans import Span, busy_s, idle_share
 from pipeline.timeline import Timeline
-from stages.contracts import CANDIDATES, PAIRS, PROMPTS
+from stages.contracts import CANDIDATES, PROMPTS
 from stages.protocols import Weights
 from stages.sample.config import SampleConfig
 from stages.sample.stage import Draw
-from stages.update.config import UpdateConfig
 
 ROUND = Path("run/round-0001")
 
@@ -29,25 +28,6 @@ def weights(round: int) -> Weights:
 def sampling(*, of: int, folder: Path = ROUND) -> SampleShard:
     prompts, out = StageFolder(folder / "prompts", PROMPTS), StageFolder(folder / "candidates", CANDIDATES)
     return SampleShard(0, prompts, out, weights(of), SampleConfig(), Draw(0, 1, 1, "policy"))
-
-
-def update() -> UpdatePolicy:
-    return UpdatePolicy(
-        start=weights(0),
-        data=StageFolder(ROUND / "pairs", PAIRS),
-        references=[],
-        config=UpdateConfig(),
-        folder=ROUND,
-        fingerprint={},
-        round=1,
-        seed=0,
-        curves=None,
-        auxiliary_weights={},
-        stream=None,
-        value_head=None,
-        moments=None,
-        probe=ProbeFolder(Path("run/probe")),
-    )
 
 
 def test_a_time_in_which_a_stage_works_is_not_idle_however_many_work():
@@ -76,16 +56,25 @@ def test_shards_that_follow_each_other_are_one_span():
     assert timeline.between(0, 10) == [Span("sample", 0, 3)]
 
 
+def test_workers_side_by_side_have_spans_of_their_own():
+    timeline = Timeline()
+    for worker, began in (("sampler-0", 0), ("sampler-1", 0.5), ("sampler-0", 1)):
+        timeline.note(sampling(of=0), Timed(None, began, began + 1, worker=worker))
+    spans = timeline.between(0, 10)
+    assert spans == [Span("sample", 0, 2, "sampler-0"), Span("sample", 0.5, 1.5, "sampler-1")]
+    assert busy_s(spans) == 2 and busy_s([*spans, Span("sample", 5, 6, "sampler-1")]) == 3
+
+
 def test_an_update_works_until_its_last_step_and_then_publishes():
     timeline = Timeline()
-    timeline.note(update(), Timed(6.0, 1.0, 8.0))
+    timeline.note(update_of(ROUND, weights(0)), Timed(6.0, 1.0, 8.0))
     assert timeline.between(0, 10) == [Span("update", 1, 6), Span("publish", 6, 8)]
 
 
 def test_first_answers_are_those_of_the_new_weights():
     timeline = Timeline()
     timeline.note(sampling(of=0), Timed(None, 0.0, 1.0))
-    timeline.note(update(), Timed(6.0, 1.0, 8.0))
+    timeline.note(update_of(ROUND, weights(0)), Timed(6.0, 1.0, 8.0))
     timeline.note(sampling(of=0), Timed(None, 6.1, 6.2))  # the next round's, sampled ahead with the older policy
     assert "first_answers_s" not in timeline.figures(1, 0, 10)
     timeline.note(TakeWeights(weights(1), "b" * 64, None, 1e-4), Timed(None, 8.0, 8.5))

@@ -14,11 +14,6 @@ from pipeline.trace import show_trace, trace
 from stages.errors import InputError
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return written_run.write_run(tmp_path_factory.mktemp("runs"))
-
-
 def told(run: Path, row_id: str, *, full: bool = False) -> str:
     return "\n".join(trace(run, row_id, full=full, width=100))
 

@@ -11,12 +11,16 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+
 from pipeline import figures
 from pipeline.artifacts import StageFolder
 from pipeline.config_file import load_config
 from pipeline.evaluate import Judged, comparison, evaluation_figures, form_figures
 from pipeline.files import write_json
 from pipeline.jobs.answers import group_stats, pair_stats
+from pipeline.jobs.probes import ProbeFolder
+from pipeline.jobs.training import UpdatePolicy
 from pipeline.lineage import Lineage, RoundRecord, describe
 from pipeline.model_folders import close_model
 from pipeline.run_folder import write_config
@@ -25,6 +29,7 @@ from stages.protocols import Weights
 from stages.sample.stage import Draw, Dropped
 from stages.score.pairing.stage import pair
 from stages.seeds import row_id
+from stages.update.config import UpdateConfig
 from stages.update.rows import answers_of, candidate_answers, pair_rows, reference_table
 
 HOLDOUT = {"holdout": ["exact_match"]}
@@ -197,3 +202,37 @@ def step(round, index):
         "rewards/accuracies": float(index > 0),
         "rejected_active": 0.25 * (index == 1),
     }
+
+
+def sampled(rnd, change=lambda answers: answers):
+    """A round's prompts, in two shards, and their candidates, published as an engine would."""
+    asked = prompts("asked", 4, round=1)
+    asked = asked.set_column(3, asked.schema.field(3), pa.nulls(4, asked.schema.field(3).type))
+    shards = [asked.slice(0, 2), asked.slice(2, 2)]
+    folders = [StageFolder(rnd.folder / c.name, c) for c in (PROMPTS, CANDIDATES)]
+    if not folders[0].is_closed():
+        draw = Draw(0, 1, 1, "policy")
+        drawn = [change(answers(shard.to_pylist(), rnd.start, draw, 4)) for shard in shards]
+        for folder, parts in zip(folders, (shards, drawn), strict=True):
+            publish(folder, parts)
+    return folders
+
+
+def update_of(folder, start):
+    """A round's update as it is handed to the training group; nothing of it is there yet."""
+    return UpdatePolicy(
+        start=start,
+        data=StageFolder(folder / "pairs", PAIRS),
+        references=[],
+        config=UpdateConfig(),
+        folder=folder,
+        fingerprint={},
+        round=1,
+        seed=0,
+        curves=None,
+        auxiliary_weights={},
+        stream=None,
+        value_head=None,
+        moments=None,
+        probe=ProbeFolder(folder / "probe"),
+    )
