@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import re
 import time
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _RUN, _FOLDER = "prefloop_run", "prefloop_folder"  # keys of a job's metadata
 _TALKERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")  # on standard error
 _PORTS = {"http": 80, "https": 443}
-_STOP_WAIT_S = 30  # before a job that was asked to end is killed
+_MOST_STOP_S = 600  # to wait for the end of a job that was asked to
 _AGAIN_S, _MOST_FAILURES = 2.0, 30  # while following: a minute without a server
 _COMING_UP_S = 60  # a head answers before it can take a job
 _ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
@@ -110,7 +111,14 @@ class JobServer:
         return next((job for job in self.jobs() if job.submission_id == name), None) or self.find_run(name)
 
     def submit(
-        self, entrypoint: str, *, run: str, folder: str, working_dir: Path, requirements: Sequence[str] = ()
+        self,
+        entrypoint: str,
+        *,
+        run: str,
+        folder: str,
+        working_dir: Path,
+        stop_wait_s: float,
+        requirements: Sequence[str] = (),
     ) -> Job:
         """Send an attempt at a run.
 
@@ -118,6 +126,7 @@ class JobServer:
             run: the run's name.
             folder: the run's, as the cluster's nodes call it.
             working_dir: a zip; a server that has the same one already is not sent it again.
+            stop_wait_s: between the SIGTERM that stops the job and its end by force.
             requirements: what each node installs first, as pip reads it.
 
         Raises:
@@ -126,8 +135,7 @@ class JobServer:
         submission_id = f"{run}-{self._last_attempt(run) + 1}"
         runtime_env: dict[str, Any] = {
             "working_dir": str(working_dir),
-            # A job that is stopped gets Ctrl-C, as in a terminal, and the time to say its last words.
-            "env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)},
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(stop_wait_s))},
         }
         if requirements:
             runtime_env["pip"] = {"packages": list(requirements), "pip_check": False}
@@ -198,7 +206,7 @@ class JobServer:
         """Ask an attempt to end, and wait until it has."""
         with self._asked():
             self._client.stop_job(job.submission_id)
-        deadline = time.monotonic() + 2 * _STOP_WAIT_S
+        deadline = time.monotonic() + _MOST_STOP_S
         while not (job := self._job(job.submission_id)).has_ended and time.monotonic() < deadline:
             time.sleep(0.5)
         return job

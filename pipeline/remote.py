@@ -107,7 +107,7 @@ def follow_job(server: JobServer, job: Job, console: Console) -> None:
 
 
 def stop_job(address: str, name: str) -> None:
-    """End a run on a cluster, as Ctrl-C would.
+    """End a run on a cluster, after a checkpoint where an update is under way.
 
     Raises:
         StageError: if it goes on all the same.

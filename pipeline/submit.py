@@ -26,6 +26,7 @@ from pipeline.remote import follow_job, reached
 from pipeline.working_dir import CHECKOUT, WorkingDir, find_working_dir
 from stages.errors import ConfigError, InputError, StageError
 
+_LAST_WORDS_S = 15  # beside the time that a checkpoint may take
 _CONSTRAINTS = "cluster/constraints.txt"
 _ON_THE_NODE = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"  # Ray puts the node's own copy of the working_dir in its place
 
@@ -64,6 +65,7 @@ def submit(config_file: Path, overrides: Sequence[str], *, address: str, require
                 run=config.run.name,
                 folder=folder_of(config),
                 working_dir=zipped,
+                stop_wait_s=config.cluster.notice_s + _LAST_WORDS_S,
                 requirements=pinned_requirements(CHECKOUT) if requirements else (),
             )
             size = f"{zipped.stat().st_size / 1e6:.1f} MB"

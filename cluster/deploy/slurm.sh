@@ -10,7 +10,7 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --signal=B:INT@120
+#SBATCH --signal=B:TERM@120
 set -euo pipefail
 
 [ $# -ge 1 ] || { echo "usage: sbatch [options] $0 CONFIG [--set KEY=VALUE ...]" >&2; exit 2; }
@@ -48,5 +48,5 @@ while sum(node["Alive"] for node in ray.nodes()) < wanted:
     time.sleep(1)
 END
 
-# In the shell's place, so that Slurm's INT, two minutes before the time limit, ends the run as Ctrl-C does.
+# In the shell's place, so that Slurm's TERM, two minutes before the time limit, ends the run with a checkpoint.
 exec prefloop run "$@" --set cluster.address="$address"

@@ -135,7 +135,7 @@ def test_a_run_is_sent_followed_stopped_and_carried_on_after_its_head_is_lost(he
 
     stopped = head.prefloop("stop", "sent")
     assert stopped.code == 0 and "sent-1   STOPPED" in stopped.out, stopped.out + stopped.err
-    assert "interrupted; the same command carries on" in head.prefloop("logs", "sent-1").out
+    assert "ended as asked (SIGTERM); the same command carries on" in head.prefloop("logs", "sent-1").out
     candidates = published(first_round / "candidates")
 
     assert submitted(head, tmp_path).code == 0
