@@ -1,4 +1,4 @@
-"""Who may use a cluster: one that takes work without a token takes it from anybody who reaches its port.
+"""Whether a cluster is there, and who may use it: one that takes work without a token takes it from whoever reaches it.
 
 Only one that refuses Ray's own status command for want of a token is used; whatever else comes back counts against it.
 """
@@ -6,14 +6,27 @@ Only one that refuses Ray's own status command for want of a token is used; what
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
 from cluster.config import ClusterConfig
-from cluster.errors import Unprotected
+from cluster.errors import Unprotected, Unreachable
 
-_LOOK_S = 30.0
+_LOOK_S, _CONNECT_S = 30.0, 10.0
 _REFUSAL = "InvalidAuthToken"  # of Ray, in what its command prints
+
+
+def refuse_silence(address: str, host: str, port: int) -> None:
+    """Find out within seconds, where Ray would try for minutes, that nobody listens there.
+
+    Raises:
+        Unreachable: naming `address`.
+    """
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise Unreachable(address, str(error)) from error
 
 
 def refuse_unprotected(config: ClusterConfig) -> None:

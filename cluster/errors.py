@@ -84,6 +84,18 @@ class Unprotected(ClusterError):
         self.address, self.reason = address, reason
 
 
+class AlreadySubmitted(ClusterError):
+    """Another attempt at the same run was submitted at the same time.
+
+    Args:
+        submission_id: the one that both wanted.
+    """
+
+    def __init__(self, submission_id: str) -> None:
+        super().__init__(submission_id)
+        self.submission_id = submission_id
+
+
 class NodeLost(ClusterError):
     """The local Ray itself died under the driver.
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 _EXACT = 1e-6  # shares are sums of decimal fractions
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What one machine of a cluster has."""
+
+    cpus: float
+    gpus: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,35 +24,44 @@ class Devices:
     Attributes:
         cpus: cores.
         gpus: GPUs.
-        num_nodes: machines that they are on.
+        nodes: what each of its machines has of them; empty for a single one.
     """
 
     cpus: int
     gpus: int
-    num_nodes: int = 1
+    nodes: tuple[Node, ...] = ()
+
+    @property
+    def num_nodes(self) -> int:
+        return max(1, len(self.nodes))
 
     @property
     def cpus_of_a_node(self) -> int:
-        """Cores of one machine, where all are alike."""
-        return self.cpus // self.num_nodes
+        """Cores of the machine that has most."""
+        return int(max((node.cpus for node in self.nodes), default=self.cpus))
 
-    @property
-    def cpus_to_deal(self) -> int:
-        """Cores to deal out: of several machines one may be lost, and the others shall hold all workers then."""
-        return self.cpus if self.num_nodes == 1 else self.cpus - self.cpus_of_a_node
+    def share_of_cpus(self, num_workers: int) -> float:
+        """The largest share of a core, a whole one at most, that all of some workers can hold at once.
+
+        Of several machines any one may be lost: the others shall hold all workers then.
+        """
+        cores = sorted(node.cpus for node in self.nodes) or [float(self.cpus)]
+        cores = cores[:-1] or cores
+        shares = {
+            min(1.0, math.floor(100 * each / count) / 100) for each in cores for count in range(1, num_workers + 1)
+        }
+        fitting = [share for share in shares if share and _num_held(cores, share) >= num_workers]
+        return max(fitting, default=0.0)
+
+
+def _num_held(cores: Sequence[float], share: float) -> int:
+    """How many workers with a share of a core find room, each on one machine."""
+    return sum(math.floor(each / share + _EXACT) for each in cores)
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
     """What one worker asks Ray for; shares of a core or GPU are allowed."""
-
-    cpus: float
-    gpus: float
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """What one machine of a cluster has."""
 
     cpus: float
     gpus: float

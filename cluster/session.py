@@ -9,19 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from cluster.access import refuse_unprotected
+from cluster.access import refuse_silence, refuse_unprotected
 from cluster.config import ClusterConfig
 from cluster.errors import NodeLost, NotEnough, Unreachable
 from cluster.resources import Devices, Node, Resources, place
-
-_CONNECT_S = 10.0
 
 
 def set_environment(config: ClusterConfig) -> None:
@@ -73,7 +70,9 @@ def session(
             "_node_ip_address": "127.0.0.1",
         }
     else:
-        _refuse_silence(config.address)
+        host, _, port = config.address.removeprefix("ray://").rpartition(":")
+        if port.isdigit():
+            refuse_silence(config.address, host, int(port))
         refuse_unprotected(config)
         if shipped:
             environment["py_modules"] = [str(path) for path in shipped]
@@ -91,7 +90,7 @@ def session(
     try:
         have = ray.cluster_resources()
         with watched_node() if local else nullcontext():
-            yield Devices(int(have.get("CPU", 0)), int(have.get("GPU", 0)), len(_nodes()))
+            yield Devices(int(have.get("CPU", 0)), int(have.get("GPU", 0)), tuple(_nodes()))
     except NodeLost:  # a farewell would wait for it; what is left of it ends with this process
         raise
     except BaseException as error:
@@ -137,17 +136,6 @@ def _nodes() -> list[Node]:
 def told(cpus: float, gpus: float) -> str:
     """``0.5 cores and 1 GPU``."""
     return f"{cpus:g} core{'s' * (cpus != 1)} and {gpus:g} GPU{'s' * (gpus != 1)}"
-
-
-def _refuse_silence(address: str) -> None:
-    """Find out within seconds, where Ray would try for minutes, that nobody listens at ``[ray://]host:port``."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-    except OSError as error:
-        raise Unreachable(address, str(error)) from error
 
 
 def usable_cpus() -> int:

@@ -52,6 +52,7 @@ _TABLES = click.Path(path_type=Path)
 _OUT = click.option("--out", required=True, type=_TABLES, help="folder for the results")
 _SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key")
 _CONFIG = click.argument("config", type=_TABLES)
+_AT = click.option("--address", required=True, metavar="URL", help="of a cluster's job server, http://HOST:8265")
 
 
 def _table(name: str, *, required: bool = True, help: str = "") -> Callable[[Any], Any]:
@@ -181,13 +182,58 @@ def doctor_command(config: Path | None, overrides: tuple[str, ...], deep: bool) 
     answer_for(lambda: show_doctor(config, overrides, deep=deep))
 
 
+@main.command("submit")
+@_CONFIG
+@_SET
+@_AT
+@click.option("--no-requirements", is_flag=True, help="the nodes' image has the tested versions; install nothing")
+@click.option("--follow", is_flag=True, help="then tell what the run says, until it ends")
+def submit_command(config: Path, overrides: tuple[str, ...], address: str, no_requirements: bool, follow: bool) -> None:
+    """Run CONFIG as a Ray job on a cluster, from a copy of this checkout; the same command carries on there.
+
+    run.dir, and whatever else CONFIG names by an absolute path, is a folder that all nodes share.
+    """
+    from pipeline.submit import submit
+
+    answer_for(lambda: submit(config, overrides, address=address, requirements=not no_requirements, follow=follow))
+
+
 @main.command("status")
-@click.argument("run", type=click.Path(path_type=Path))
-def status_command(run: Path) -> None:
-    """Show how far the run in folder RUN is."""
+@click.argument("run", required=False)
+@click.option("--address", metavar="URL", help="of a cluster: RUN is a run's name or a submission id there, or all")
+def status_command(run: str | None, address: str | None) -> None:
+    """Show how far the run in folder RUN is, or how the runs on a cluster are."""
+    if address is not None:
+        from pipeline.remote import show_jobs
+
+        answer_for(lambda: show_jobs(address, run))
+        return
+    if run is None:
+        raise click.UsageError("Missing argument 'RUN'; only with --address may it be left out.")
     from pipeline.status import show_status
 
-    answer_for(lambda: show_status(run))
+    answer_for(lambda: show_status(Path(run)))
+
+
+@main.command("logs")
+@click.argument("run")
+@_AT
+@click.option("--follow", is_flag=True, help="go on until it ends; Ctrl-C ends the following, not the run")
+def logs_command(run: str, address: str, follow: bool) -> None:
+    """Show what RUN, a run's name or a submission id, has said on a cluster."""
+    from pipeline.remote import show_logs
+
+    answer_for(lambda: show_logs(address, run, follow=follow))
+
+
+@main.command("stop")
+@click.argument("run")
+@_AT
+def stop_command(run: str, address: str) -> None:
+    """End RUN, a run's name or a submission id, on a cluster; the same submit carries on."""
+    from pipeline.remote import stop_job
+
+    answer_for(lambda: stop_job(address, run))
 
 
 @main.command("watch")

@@ -81,7 +81,7 @@ def lay_out(config: Config, devices: Devices) -> Layout:
     shares = (0.0, 0.0, 0.0)
     if devices.gpus:
         shares = (_split if config.cluster.placement == "split" else _colocated)(on_gpu, devices.gpus)
-    cpus = min(1.0, math.floor(100 * devices.cpus_to_deal / (spans + scorers + trainers + 1)) / 100)
+    cpus = devices.share_of_cpus(spans + scorers + trainers + 1)
     sampler = Resources(cpus, shares[0])
     scorer = Resources(cpus, shares[1] if models_score else 0.0)
     trainer = Resources(cpus, shares[2] if train_on_gpu else 0.0)

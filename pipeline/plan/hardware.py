@@ -50,7 +50,7 @@ class Hardware:
     def devices(self) -> Devices:
         """The sums over all machines."""
         num_nodes = self.num_nodes
-        return Devices(int(self.node.cpus) * num_nodes, int(self.node.gpus) * num_nodes, num_nodes)
+        return Devices(int(self.node.cpus) * num_nodes, int(self.node.gpus) * num_nodes, tuple(self.nodes))
 
 
 def named(text: str) -> Hardware:

@@ -26,6 +26,7 @@ def test_layers_are_kept():
         "import pathlib, pipeline.config_file as c; c.load_config(pathlib.Path('configs/quickstart.yaml'))",
         "import stages.contracts, stages.protocols, stages.errors",
         "from pipeline.cli import main; main(['doctor', '--help'], standalone_mode=False)",
+        "import pipeline.submit, pipeline.remote",
         "from pipeline.status import show_status; from pipeline.report import show_page; "
         "import pipeline.compare, pipeline.trace",
         "import pipeline.fork, pipeline.live_view, pipeline.model_export, pipeline.export, pipeline.trackers",

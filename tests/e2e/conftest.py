@@ -65,7 +65,7 @@ class Prefloop:
 
     def disturbed(self, *overrides: str, when: Callable[[], bool], disturb: Callable[[], object]) -> Outcome:
         """Run to its end; once `when` holds, `disturb` is called."""
-        process = self._start("configs/quickstart.yaml", overrides)
+        process = self._start("configs/quickstart.yaml", overrides, NO_FAULTS)
         while process.poll() is None and not when():
             time.sleep(0.02)
         disturb()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cluster.resources import Devices
+from cluster.resources import Devices, Node, Resources, place
 from pipeline import figures
 from pipeline.config_file import load_config
 from pipeline.entries import Entry
@@ -81,6 +83,17 @@ def layout(devices, *overrides):
 def test_on_two_cores_all_workers_and_a_task_hold_theirs_at_once():
     found = layout(Devices(cpus=2, gpus=0))
     assert sum(count * each.cpus for count, each in found.workers) <= 2
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 30))
+def test_on_many_small_machines_every_worker_finds_a_place_even_once_one_is_lost(cores, num_workers):
+    nodes = tuple(Node(each, 0) for each in cores)
+    devices = Devices(sum(cores), 0, nodes)
+    share, largest = devices.share_of_cpus(num_workers), max(cores)
+    left = [[node for at, node in enumerate(nodes) if at != lost] or nodes for lost in range(len(nodes))]
+    assert all(place(each, [Resources(share, 0)] * num_workers) is not None for each in left)
+    assert share == 1 or any(place(each, [Resources(1, 0)] * num_workers) is None for each in left)
+    assert devices.cpus_of_a_node == largest
 
 
 def test_rounds_with_other_numbers_of_workers_share_one_layout():

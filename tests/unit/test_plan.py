@@ -233,7 +233,8 @@ def test_what_is_laid_out_on_one_machine_finds_its_places(cpus, gpus, engines, r
 @pytest.mark.parametrize("cpus", [1, 2, 4])
 @pytest.mark.parametrize("nodes", [2, 3, 8])
 def test_where_a_machine_is_lost_the_others_hold_all_workers(nodes, cpus):
-    layout = lay_out(config_of("sample.engines=2", "update.workers=2"), Devices(nodes * cpus, 0, nodes))
+    there = Devices(nodes * cpus, 0, (Node(cpus, 0),) * nodes)
+    layout = lay_out(config_of("sample.engines=2", "update.workers=2"), there)
     workers = [each for count, each in layout.workers for _ in range(count)]
     assert place([Node(cpus, 0)] * (nodes - 1), workers) is not None
 
