@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import MANIFEST
-from pipeline.files import read_vouched, sync, write_vouched
+from pipeline.files import keep_tree, read_vouched, write_vouched
 from pipeline.fingerprints import differing_fields
+from pipeline.mirror import obtain, remove
 from stages.errors import ContractError
 from stages.update.config import UpdateConfig
 from stages.weights import file_sha256
@@ -28,7 +29,7 @@ _KEPT = 2
 
 
 class CheckpointFolder:
-    """An update's checkpoints, as `stages.update.checkpoint.Checkpoints` has it: rank 0's alone.
+    """An update's checkpoints, as `stages.update.checkpoint.Checkpoints` has it.
 
     Args:
         round_folder: of the round.
@@ -44,6 +45,7 @@ class CheckpointFolder:
 
     def newest(self) -> Path | None:
         """The newest whole one of this very update; one that is damaged, or another update's, is told."""
+        obtain(self._folder)
         for folder in sorted(self._folder.glob("step-*"), reverse=True):
             if not (folder / MANIFEST).exists():
                 continue  # its writer was killed
@@ -53,6 +55,10 @@ class CheckpointFolder:
                 return folder
             _log.warning("no way on from checkpoint %s: %s", folder, reason)
         return None
+
+    def bring(self, folder: Path) -> None:
+        """Have one on this node that rank 0 found."""
+        obtain(folder)
 
     def is_due(self, step: int) -> bool:
         """Whether one is wanted, after so many steps."""
@@ -75,7 +81,7 @@ class CheckpointFolder:
     def _publish(self, folder: Path) -> None:
         files = sorted(folder.iterdir())
         for file in files:
-            sync(file)
+            keep_tree(file)
         manifest = {"fingerprint": self._fingerprint, "files": {file.name: file_sha256(file) for file in files}}
         write_vouched(folder / MANIFEST, manifest)
         self._trusted = [*self._trusted, folder][-_KEPT:]
@@ -111,5 +117,7 @@ def _folder(round_folder: Path) -> Path:
 def _remove(folder: Path) -> None:
     """The manifest first, so that a folder of which a part is left never counts."""
     with suppress(OSError):
-        (folder / MANIFEST).unlink()
+        remove(folder / MANIFEST)
+    with suppress(OSError):
+        remove(folder)
     shutil.rmtree(folder, ignore_errors=True)

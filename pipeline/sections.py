@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -24,7 +23,9 @@ class RunSection(Settings):
     """Name, place and seed of a run."""
 
     name: str = Field(pattern=NAME, description="of the run's folder")
-    dir: Path = where(Path("runs"), description="where run folders lie")
+    dir: str = where(
+        "runs", min_length=1, description="where run folders lie: a folder, or an address such as s3://bucket/runs"
+    )
     seed: int = Field(0, ge=0)
     ignore_auto_map: bool = where(
         False,

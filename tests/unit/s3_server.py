@@ -1,0 +1,51 @@
+"""An S3-speaking server on this machine (moto's, a whole one over HTTP), for as long as a test session.
+
+It needs a Python of its own (`make s3-server`), since its libraries want another python-dateutil than the tested set.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+BUCKET = "prefloop-tests"
+WHY_NOT = "no S3 server here: make s3-server, or PREFLOOP_S3_SERVER=…/moto_server"
+
+
+def server_command() -> Path | None:
+    """The server's program, where one is installed."""
+    named = os.environ.get("PREFLOOP_S3_SERVER")
+    found = Path(named) if named else Path(sys.prefix) / "s3-server" / "bin" / "moto_server"
+    return found if found.exists() else None
+
+
+@contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
+    """The variables by which its clients find it; an empty bucket is there."""
+    command = server_command()
+    if command is None:
+        pytest.skip(WHY_NOT)
+    process = subprocess.Popen(
+        [command, "-H", "127.0.0.1", "-p", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert process.stdout is not None
+        url = next(line.split()[-1] for line in process.stdout if "Running on" in line)
+        request = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
+        urllib.request.urlopen(request, timeout=10).close()
+        yield {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "tests",
+            "AWS_SECRET_ACCESS_KEY": "tests",
+            "AWS_REGION": "us-east-1",
+        }
+    finally:
+        process.terminate()
+        process.wait()
