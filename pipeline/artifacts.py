@@ -98,7 +98,7 @@ class StageFolder:
 
     def missing(self, num_shards: int) -> list[int]:
         """The shards that are not published yet."""
-        obtain(self.path / _SHARDS)
+        self._obtain_entries()
         return [shard for shard in range(num_shards) if not self._entry_file(shard).exists()]
 
     def close(self, num_shards: int) -> None:
@@ -131,8 +131,13 @@ class StageFolder:
         """Every published part, in order."""
         return [Entry.read(file) for file in self._entry_files()]
 
+    def _obtain_entries(self) -> None:
+        """Have here what workers on other nodes published; where the manifest is here, all entries are."""
+        if not self.is_closed():
+            obtain(self.path / _SHARDS)
+
     def _entry_files(self) -> list[Path]:
-        obtain(self.path / _SHARDS)
+        self._obtain_entries()
         return sorted((self.path / _SHARDS).glob("part-*.json"))
 
     def digest(self) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.console import Console
 from pipeline.gate import best_round
 from pipeline.lineage import Lineage
-from pipeline.mirror import remove, sizes
+from pipeline.mirror import place_of, remove, sizes
 from pipeline.model_folders import OPTIMIZER
 from pipeline.reading import round_folders, run_settings
 from pipeline.report import round_reports
@@ -57,7 +57,8 @@ def clean(folder: Path, *, keep: int | None, yes: bool) -> None:
         if not heavy:
             console.text("nothing to free")
         else:
-            console.text(f"freed     {size}" if yes else f"in all    {size}; to free it: prefloop clean {folder} --yes")
+            command = f"prefloop clean {place_of(folder)} --yes"
+            console.text(f"freed     {size}" if yes else f"in all    {size}; to free it: {command}")
 
 
 def _told(size_bytes: int) -> str:

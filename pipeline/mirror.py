@@ -5,8 +5,8 @@ published: nothing stands on the store that vouches for what is not there yet, a
 is read is brought first, unless the copy here has the tag that the store names. For a folder that lies at no address
 all of this does nothing.
 
-Which folder follows which address stands in an environment variable, so that a run's workers know it too. Logs and
-TensorBoard's files stay on the node that writes them.
+Which folder follows which address stands in an environment variable, so that a run's workers know it too. Logs
+stay on the node that writes them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stages.protocols import Weights
 
 _VARIABLE = "PREFLOOP_MIRROR"  # FOLDER=ADDRESS
 _TAGS = ".tags"  # in the working folder: the store's tag of every file that is as it is there
-_STAY = ("logs/", "tensorboard/")
+_STAYS = "logs/"
 _AT_ONCE = 8  # requests
 _TOLD = (".json", ".jsonl", ".yaml", ".txt")
 
@@ -70,8 +70,8 @@ class Mirror:
     def remove(self, path: Path) -> None:
         """Remove a file or a folder from the store: what vouches for others first, a folder's claim last."""
         key = self.key(path)
-        found = [key] if path.is_file() else [key, *self.store.list(key)]
-        self.store.delete(sorted(filter(None, found), key=_order))
+        found = [key] if self.store.find(key) else list(self.store.list(key))
+        self.store.delete(sorted(found, key=_order))
 
     # ---- from the store ---------------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ def mirror_of(path: Path) -> Mirror | None:
         return None
     found = Mirror(Path(folder), opened(address))
     key = found.key(path)
-    return None if key.startswith(_STAY) or _is_ours(key) else found
+    return None if key.startswith(_STAYS) or _is_ours(key) else found
 
 
 # ---- what is done on a path, wherever it lies -----------------------------------------------------------------------
@@ -242,6 +242,12 @@ def _is_record(key: str, there: dict[str, Found], *, tables: bool) -> bool:
     if not key.endswith(_TOLD):
         return False
     return name == "manifest.json" or not any(f"{folder}/{other}" in there for other in ("config.json", "numbers.json"))
+
+
+def place_of(folder: Path) -> str:
+    """Where a run lies: its address, or the folder itself."""
+    found = mirror_of(folder)
+    return found.store.address if found is not None else str(folder)
 
 
 def sizes(folder: Path) -> dict[str, int]:

@@ -9,32 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from pathlib import Path
 
 import pytest
-from s3_server import BUCKET, s3_server
 
 from pipeline.lease import LEASE, Lease, is_leased, read_lease
 from pipeline.store import Store
 from stages.errors import InputError, StageError
 
 QUICK_S = 1.0  # a lease's time
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as variables:
-        yield variables
-
-
-@pytest.fixture(params=["file", pytest.param("s3", marks=pytest.mark.slow)])
-def address(request, tmp_path, monkeypatch) -> str:
-    if request.param == "file":
-        return f"file://{tmp_path}/runs/example"
-    for name, value in request.getfixturevalue("server").items():
-        monkeypatch.setenv(name, value)
-    return f"s3://{BUCKET}/{uuid.uuid4().hex}/example"
 
 
 @pytest.fixture
@@ -110,8 +93,8 @@ def test_an_address_that_nothing_is_known_of_is_refused(place, told):
 
 
 @pytest.mark.slow
-def test_a_bucket_that_is_not_there_is_told_in_words(server, monkeypatch):
-    for name, value in server.items():
+def test_a_bucket_that_is_not_there_is_told_in_words(s3_variables, monkeypatch):
+    for name, value in s3_variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(StageError, match="a store that answers"):
         Store("s3://no-such-bucket/run").put("x", b"")
