@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
+SCHEMES = ("s3", "gs", "az", "file")
+
 
 def is_address(place: str) -> bool:
     """Whether this names a place on a store, by its scheme."""

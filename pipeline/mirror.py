@@ -81,7 +81,7 @@ class Mirror:
         if found is None:
             self._forget(key)
         elif anew or not self._has(key, found):
-            self._bring(key)
+            self._bring(key, found)
 
     def bring(self, folder: Path, wanted: Callable[[str, dict[str, Found]], bool], *, prune: bool) -> None:
         """Have the files of a folder here as they are on the store.
@@ -95,7 +95,7 @@ class Mirror:
         lacking = [key for key, found in there.items() if wanted(key, there) and not self._has(key, found)]
         if lacking:
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                list(pool.map(self._bring, lacking))
+                list(pool.map(self._bring, lacking, map(there.get, lacking)))
         if prune:
             tags = self.root / _TAGS / below
             noted = (file.relative_to(self.root / _TAGS).as_posix() for file in tags.rglob("*") if file.is_file())
@@ -106,12 +106,12 @@ class Mirror:
         file = self._tag_file(key)
         return file.exists() and file.read_text(encoding="utf-8") == found.tag and (self.root / key).exists()
 
-    def _bring(self, key: str) -> None:
+    def _bring(self, key: str, found: Found | None) -> None:
         target = self.root / key
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         try:
-            tag = self.store.get(key, scratch)
+            tag = self.store.get(key, scratch, found)
             if tag is None:
                 self._forget(key)
                 return

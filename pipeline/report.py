@@ -16,6 +16,7 @@ from rich.table import Table
 from pipeline.console import Console, duration, share
 from pipeline.figures import others
 from pipeline.files import read_json, write_json, write_text
+from pipeline.mirror import place_of
 from pipeline.page.render import page
 from pipeline.page.rows import ROUND_ROOM
 from stages.errors import StageError
@@ -46,6 +47,8 @@ def show_page(folder: Path, out: Path | None) -> None:
         raise StageError(
             str(file), wanted="a file to write the page to", got=str(error), fix="name another place: --out FILE"
         ) from None
+    if out is None and (place := place_of(folder)) != str(folder):
+        Console().text(f"{place}/{file.name}")
     Console().text(f"{file}   ({len(text.encode()) / 1000:,.0f} kB; open it in a browser)")
 
 

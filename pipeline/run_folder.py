@@ -16,8 +16,9 @@ from pipeline.addresses import is_address, working_folder
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.files import write_text
-from pipeline.lease import Lease, is_leased
+from pipeline.lease import LEASE_S, Lease, is_leased
 from pipeline.mirror import mirror_of, mirrored, obtain_records
+from pipeline.store import Store
 from stages.errors import InputError, StageError
 
 
@@ -88,7 +89,9 @@ def only_run(folder: Path) -> Iterator[None]:
         if (found := mirror_of(folder)) is None:
             yield
             return
-        with Lease(found.store, tell=lambda text: Console().line("", "lease", text)).held():
+        # A renewal that is not answered must fail in time to be tried again.
+        store = Store(found.store.address, patience_s=LEASE_S / 6)
+        with Lease(store, tell=lambda text: Console().line("", "lease", text)).held():
             obtain_records(folder, prune=True)
             yield
 

@@ -13,14 +13,16 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.addresses import SCHEMES
 from stages.errors import InputError, StageError
 
-SCHEMES = ("s3", "gs", "az", "file")
-_CHUNK_BYTES = 8 << 20
+_PIECE_BYTES = 16 << 20  # of one request, which has a time limit; S3 takes 10,000 pieces a file
+_AT_ONCE = 4  # pieces, held in memory
 _LOCK = ".lock"  # on a disk
 
 
@@ -37,15 +39,16 @@ class Store:
 
     Args:
         address: with its scheme.
+        patience_s: how long a request is tried again where the store does not answer.
 
     Raises:
         InputError: if nothing is known of such an address, or the library for it is missing.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, patience_s: float = 180.0) -> None:
         self.address = address.rstrip("/")
         self._is_local = address.startswith("file://")
-        self._store = _opened(self.address)
+        self._store = _opened(self.address, patience_s)
 
     def put(self, key: str, content: Path | bytes) -> str:
         """Put a file there, in the place of what was; its tag."""
@@ -88,19 +91,31 @@ class Store:
             except FileNotFoundError:
                 return None
 
-    def get(self, key: str, target: Path) -> str | None:
-        """Write a file's content to `target`; its tag, or None if there is none."""
-        import obstore
+    def get(self, key: str, target: Path, found: Found | None = None) -> str | None:
+        """Write a file's content to `target`; its tag, or None if there is none.
 
-        with self._in_words(key):
+        Args:
+            found: what is known of it already; it may be another by now.
+        """
+        found = found or self.find(key)
+        while found is not None and not self._got(key, target, found):
+            found = self.find(key)
+        return None if found is None else found.tag
+
+    def _got(self, key: str, target: Path, found: Found) -> bool:
+        """Write a file's content piece by piece; whether it was this very one up to the end."""
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        with target.open("wb") as file, self._in_words(key):
             try:
-                found = obstore.get(self._store, key)
-            except FileNotFoundError:
-                return None
-            with target.open("wb") as file:
-                for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
-                    file.write(chunk)
-            return str(found.meta["e_tag"])
+                for start in range(0, found.bytes, _PIECE_BYTES):
+                    piece = (start, min(found.bytes, start + _PIECE_BYTES))
+                    got = obstore.get(self._store, key, options={"range": piece, "if_match": found.tag})
+                    file.write(got.bytes())
+            except (FileNotFoundError, PreconditionError):
+                return False
+        return True
 
     def find(self, key: str) -> Found | None:
         """What is known of a file; None if there is none."""
@@ -148,7 +163,7 @@ class Store:
         import obstore
 
         with self._in_words(key):
-            return obstore.put(self._store, key, content, **options)
+            return obstore.put(self._store, key, content, chunk_size=_PIECE_BYTES, max_concurrency=_AT_ONCE, **options)
 
     def _head(self, key: str) -> Any:
         import obstore
@@ -200,7 +215,7 @@ def opened(address: str) -> Store:
     return Store(address)
 
 
-def _opened(address: str) -> Any:
+def _opened(address: str, patience_s: float) -> Any:
     scheme, _, rest = address.partition("://")
     if scheme not in SCHEMES or not rest:
         raise InputError(
@@ -222,8 +237,9 @@ def _opened(address: str) -> Any:
         return LocalStore(rest, mkdir=True)
     # Without TLS only where the environment says so itself, as for a store on this machine.
     endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
+    client = {"allow_http": endpoint.startswith("http://"), "timeout": timedelta(seconds=min(60.0, patience_s))}
     make: Callable[..., Any] = from_url
-    return make(address, client_options={"allow_http": endpoint.startswith("http://")})
+    return make(address, client_options=client, retry_config={"retry_timeout": timedelta(seconds=patience_s)})
 
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")

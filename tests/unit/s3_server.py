@@ -6,12 +6,15 @@ It needs a Python of its own (`make s3-server`), since its libraries want anothe
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -32,20 +35,24 @@ def s3_server() -> Iterator[dict[str, str]]:
     command = server_command()
     if command is None:
         pytest.skip(WHY_NOT)
-    process = subprocess.Popen(
-        [command, "-H", "127.0.0.1", "-p", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        assert process.stdout is not None
-        url = next(line.split()[-1] for line in process.stdout if "Running on" in line)
-        request = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
-        urllib.request.urlopen(request, timeout=10).close()
-        yield {
-            "AWS_ENDPOINT_URL": url,
-            "AWS_ACCESS_KEY_ID": "tests",
-            "AWS_SECRET_ACCESS_KEY": "tests",
-            "AWS_REGION": "us-east-1",
-        }
-    finally:
-        process.terminate()
-        process.wait()
+    with TemporaryDirectory() as folder, (Path(folder) / "log").open("w+") as log:
+        # Into a file: a pipe that nobody reads would fill up with requests and stop the server.
+        process = subprocess.Popen([command, "-H", "127.0.0.1", "-p", "0"], stdout=log, stderr=subprocess.STDOUT)
+        try:
+            url = _url(Path(folder) / "log", process)
+            request = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
+            urllib.request.urlopen(request, timeout=10).close()
+            keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_REGION": "us-east-1"}
+            yield keys | {"AWS_ENDPOINT_URL": url}
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _url(log: Path, process: subprocess.Popen[bytes]) -> str:
+    """Where it listens, as it says itself once it does."""
+    while process.poll() is None:
+        if found := re.search(r"Running on (\S+)\n", log.read_text()):
+            return found[1]
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
