@@ -11,20 +11,24 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.addresses import working_folder
 from pipeline.artifacts import StageFolder
 from pipeline.checkpoints import CheckpointFolder, drop_checkpoints
+from pipeline.config_file import load_config
 from pipeline.files import keep_tree, write_json
 from pipeline.mirror import mirrored, obtain, obtain_records, obtain_weights, sizes
 from pipeline.model_folders import close_model, found_mixture, found_model, refuse_changed_model
+from pipeline.run_folder import is_held, only_run
 from pipeline.store import Store
 from stages.contracts import TEXTS
-from stages.errors import ContractError
+from stages.errors import ConfigError, ContractError
 from stages.protocols import Weights
 from stages.update.config import UpdateConfig
 from stages.weights import weights_sha256
 
 STAGE = "round-0001/texts"
 CLAIM = {"source": "a"}
+QUICKSTART = Path("configs/quickstart.yaml")
 
 
 def _rows(shard: int, text: str = "of a text") -> pa.Table:
@@ -235,6 +239,40 @@ def test_a_checkpoint_goes_on_on_another_node(nodes):
         assert {key.split("/")[2] for key in here.store.list()} == {"step-000002", "step-000003"}
         drop_checkpoints(here.root / "round-0001")
         assert here.store.list() == {}
+
+
+# ---- where a run lies -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_at_an_address_works_in_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("PREFLOOP_CACHE", str(tmp_path))
+
+    def folders(place: str) -> tuple[str | None, Path]:
+        config = load_config(QUICKSTART, [f"run.dir={place}", "run.name=x"])
+        return config.address(), config.folder()
+
+    (address, folder), (_, other) = folders("s3://bucket/runs/"), folders("s3://bucket/more")
+    assert address == "s3://bucket/runs/x" and folder.is_relative_to(tmp_path) and folder.name == "x"
+    assert len({folder, other, working_folder(address, "reading")}) == 3
+    assert folders("runs") == (None, Path("runs/x").absolute())
+
+
+def test_an_address_that_nothing_is_known_of_is_refused_with_the_config():
+    with pytest.raises(ConfigError, match="run.dir"):
+        load_config(QUICKSTART, ["run.dir=ftp://host/runs"])
+
+
+def test_who_holds_a_run_at_an_address_is_seen_from_every_node(nodes):
+    with nodes("second") as there:
+        assert not is_held(there.root)
+    with nodes("first") as here, only_run(here.root):
+        write_json(here.root / "run.json", {})
+        with nodes("second") as there:
+            assert is_held(there.root)
+    with nodes("second") as there:
+        assert not is_held(there.root)
+        with only_run(there.root):
+            assert (there.root / "run.json").exists()
 
 
 def test_logs_stay_and_a_folder_at_no_address_is_left_as_it_is(nodes, tmp_path):
