@@ -14,9 +14,10 @@ import pytest
 from pipeline.addresses import working_folder
 from pipeline.artifacts import StageFolder
 from pipeline.checkpoints import CheckpointFolder, drop_checkpoints
+from pipeline.cleaning import weights_in
 from pipeline.config_file import load_config
 from pipeline.files import keep_tree, write_json
-from pipeline.mirror import mirrored, obtain, obtain_records, obtain_weights, sizes
+from pipeline.mirror import mirrored, obtain, obtain_records, obtain_weights, remove, sizes
 from pipeline.model_folders import close_model, found_mixture, found_model, refuse_changed_model
 from pipeline.run_folder import is_held, only_run
 from pipeline.store import Store
@@ -222,6 +223,20 @@ def test_a_policy_is_brought_where_it_is_used_and_checked_there(nodes, address):
         found_model(here.root / "round-0001" / "policy", CLAIM)
         with pytest.raises(ContractError, match="config.json"):
             refuse_changed_model(here.root / "round-0001" / "policy")
+
+
+def test_weights_that_only_the_store_has_are_freed_there(nodes):
+    with nodes("first") as here:
+        _policy(here.root / "round-0001")
+    with nodes("second") as here:
+        found = weights_in(here.root / "round-0001")
+        assert [file.relative_to(here.root / "round-0001").parent.name for file in found] == ["master", "policy"]
+        for file in found:
+            remove(file)
+        assert set(here.store.list()) == {"round-0001/policy/config.json", "round-0001/policy/manifest.json"}
+    with nodes("first") as here:
+        assert found_mixture(here.root / "round-0001", CLAIM) is None
+        assert weights_in(here.root / "round-0001") == []
 
 
 def test_a_checkpoint_goes_on_on_another_node(nodes):

@@ -26,7 +26,7 @@ def store(address) -> Store:
 
 
 def test_what_is_put_is_got_whole_and_listed_by_its_key(store, tmp_path):
-    content = os.urandom(12_000_000)  # several parts of an upload
+    content = os.urandom(40_000_000)  # several pieces
     (tmp_path / "part").write_bytes(content)
     tag = store.put("round-0001/candidates/part-00000.parquet", tmp_path / "part")
     assert store.get("round-0001/candidates/part-00000.parquet", tmp_path / "got") == tag
