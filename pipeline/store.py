@@ -47,7 +47,7 @@ class Store:
 
     def __init__(self, address: str, *, patience_s: float = 180.0) -> None:
         self.address = address.rstrip("/")
-        self._is_local = address.startswith("file://")
+        self._scheme = address.partition("://")[0]
         self._store = _opened(self.address, patience_s)
 
     def put(self, key: str, content: Path | bytes) -> str:
@@ -65,20 +65,22 @@ class Store:
 
     def swap(self, key: str, content: bytes, tag: str) -> str | None:
         """Put a file in the place of the one with this tag; its own tag, or None if there is none or another."""
+        import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        if self._is_local:
+        if self._scheme == "file":
             return self._swapped_on_disk(key, content, tag)
-        found = self._head(key)
-        if found is None or found["e_tag"] != tag:
-            return None
-        wanted = {"e_tag": tag}  # S3 and Azure go by the tag, GCS by the version that belongs to it
-        if found["version"] not in (None, "null"):
+        wanted = {"e_tag": tag}
+        if self._scheme == "gs":  # it goes by the version that belongs to the tag
+            found = self._head(key)
+            if found is None or found["e_tag"] != tag:
+                return None
             wanted["version"] = found["version"]
-        try:
-            return str(self._put(key, content, mode=wanted)["e_tag"])
-        except (PreconditionError, AlreadyExistsError):
-            return None
+        with self._in_words(key):
+            try:
+                return str(obstore.put(self._store, key, content, mode=wanted)["e_tag"])  # type: ignore[arg-type]
+            except (PreconditionError, AlreadyExistsError, FileNotFoundError):
+                return None
 
     def read(self, key: str) -> tuple[bytes, str] | None:
         """A small file's content and its tag; None if there is none."""

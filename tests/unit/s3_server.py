@@ -9,10 +9,13 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -56,3 +59,40 @@ def _url(log: Path, process: subprocess.Popen[bytes]) -> str:
             return found[1]
         time.sleep(0.05)
     raise AssertionError(log.read_text())
+
+
+@contextmanager
+def without_header(url: str, header: str) -> Iterator[str]:
+    """The same server as one that knows nothing of a header, as older ones know no conditions: where it listens."""
+
+    class Overlooking(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            kept = {name: value for name, value in self.headers.items() if name.lower() != header.lower()}
+            request = urllib.request.Request(url + self.path, content or None, kept, method=self.command)
+            try:
+                answer = urllib.request.urlopen(request, timeout=10)
+            except urllib.error.HTTPError as error:
+                answer = error
+            with answer:
+                body = answer.read()
+                self.send_response(answer.status)
+                for name in ("ETag", "Last-Modified", "Content-Type"):
+                    if name in answer.headers:
+                        self.send_header(name, answer.headers[name])
+                length = answer.headers["Content-Length"] if self.command == "HEAD" else str(len(body))
+                self.send_header("Content-Length", length)
+                self.end_headers()
+                self.wfile.write(body)
+
+        do_GET = do_HEAD = do_DELETE = do_POST = do_PUT
+
+        def log_message(self, *_: object) -> None:
+            """Nothing is told."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Overlooking)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from s3_server import BUCKET, without_header
 
 from pipeline.lease import LEASE, Lease, is_leased, read_lease
 from pipeline.store import Store
@@ -60,16 +60,18 @@ def test_a_store_that_keeps_conditions_is_taken_and_nothing_is_left_of_the_look(
     assert store.list() == {}
 
 
-class Unconditional(Store):
-    """A store of the kind that overlooks conditions: as older servers do."""
-
-    def create(self, key: str, content: Path | bytes) -> str | None:
-        return self.put(key, content)
-
-
-def test_a_store_that_overlooks_conditions_is_refused(address):
-    with pytest.raises(StageError, match="If-None-Match"):
-        Unconditional(address).refuse_unconditional()
+@pytest.mark.slow
+@pytest.mark.parametrize("header", ["If-None-Match", "If-Match"])
+def test_a_server_that_overlooks_a_condition_is_refused(s3_variables, monkeypatch, header):
+    for name, value in s3_variables.items():
+        monkeypatch.setenv(name, value)
+    with without_header(s3_variables["AWS_ENDPOINT_URL"], header) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        store = Store(f"s3://{BUCKET}/{header}")
+        store.put("x", b"1")
+        with pytest.raises(StageError, match="one that put a file in spite of them"), Lease(store).held():
+            pass
+        assert list(store.list()) == ["x"]
 
 
 @pytest.mark.slow
