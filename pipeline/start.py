@@ -62,12 +62,10 @@ def run(
             run = Run(shop, watched=watched.absolute() if watched is not None else None)
             run.prepare()
             align(run)
-    console.text()
-    console.table(result_table(round_reports(folder)))
-    console.text()
-    if (address := config.address()) is not None:
-        console.text(f"run      {address}   (on this machine a copy of what was used here:)")
-    console.text(where_things_are(folder))
+        console.text()
+        console.table(result_table(round_reports(folder)))
+        console.text()
+        console.text(where_things_are(folder))
     console.text(f"\nthis call took {duration(watch.seconds)}")
 
 
