@@ -4,6 +4,7 @@
 # make test-all   both
 # make test-faults  kill everything at every time, and print what became of it
 # make test-browser  the report page in a headless Chromium; install one first: apt-get install chromium
+# make s3-server  an S3-speaking server for the tests of runs at an address, in an environment of its own
 # make check      format, lint, types, import rules
 # make bench-round    what a round costs, side by side; a JSON line a case
 # make bench-pairing  how fast answers become pairs, likewise
@@ -27,7 +28,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: help run test test-slow test-all test-faults test-browser check bench-round bench-pairing bench-update reproduce format install clean-env
+.PHONY: help run s3-server test test-slow test-all test-faults test-browser check bench-round bench-pairing bench-update reproduce format install clean-env
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -50,6 +51,14 @@ test-faults: $(READY)
 test-browser: $(READY)
 	@$(PIP) $(PINNED) --editable ".[browser]"
 	@$(BIN)/python -m pytest -rs tests/browser $(ARGS)
+
+# Its libraries want another python-dateutil than the tested set.
+S3_SERVER := $(VENV)/s3-server
+s3-server: $(S3_SERVER)/bin/moto_server
+
+$(S3_SERVER)/bin/moto_server: $(READY)
+	@$(BIN)/python -m venv $(S3_SERVER)
+	@$(S3_SERVER)/bin/pip --disable-pip-version-check install --quiet "moto[s3]==5.2.5" flask flask-cors
 
 check: $(READY)
 	@$(BIN)/ruff format --check .

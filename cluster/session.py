@@ -10,9 +10,10 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cluster.access import refuse_silence, refuse_unprotected
@@ -42,7 +43,12 @@ def set_environment(config: ClusterConfig) -> None:
 
 @contextmanager
 def session(
-    config: ClusterConfig, *, log_dir: Path, search_path: Sequence[Path], shipped: Sequence[Path]
+    config: ClusterConfig,
+    *,
+    log_dir: Path,
+    search_path: Sequence[Path],
+    shipped: Sequence[Path],
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Devices]:
     """A connection to Ray for the length of the block; a local Ray is started and stopped with it.
 
@@ -50,6 +56,7 @@ def session(
         log_dir: made if need be.
         search_path: folders in which local workers look for modules, before all others.
         shipped: modules and packages that a cluster's workers get a copy of.
+        variables: what workers find in their environment besides.
 
     Raises:
         Unreachable: if there is no cluster at the address.
@@ -61,7 +68,7 @@ def session(
 
     local = config.address == "local"
     options: dict[str, Any] = {}
-    environment: dict[str, Any] = {"env_vars": _worker_environment(search_path if local else ())}
+    environment: dict[str, Any] = {"env_vars": _worker_environment(search_path if local else ()) | dict(variables)}
     if local:
         options = {
             "num_cpus": usable_cpus(),

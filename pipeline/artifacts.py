@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from pipeline.entries import Entry
 from pipeline.files import read_json, read_vouched, replacing, write_json, write_vouched
 from pipeline.fingerprints import differing_fields, refuse_other_fingerprint
+from pipeline.mirror import AlreadyThere, fetch, obtain, remove, sizes
 from stages.contracts import Contract
 from stages.errors import ContractError, StageError
 from stages.weights import file_sha256
@@ -56,7 +56,8 @@ class StageFolder:
         if not claim.exists():
             self._drop_parts()
         elif not differing_fields(read_json(claim), fingerprint):
-            refused.unlink(missing_ok=True)
+            if refused.exists():
+                remove(refused)
             return
         elif refused.exists():
             self.drop()
@@ -67,7 +68,7 @@ class StageFolder:
     def refuse(self, reason: str) -> None:
         """Note that nothing can be built on this result: it stays to be looked at until it is made in another way."""
         write_json(self.path / _REFUSED, {"reason": reason})
-        (self.path / MANIFEST).unlink(missing_ok=True)
+        remove(self.path / MANIFEST)
 
     def claimed(self) -> dict[str, Any]:
         """What the folder's result is made from; empty where nobody claimed it."""
@@ -81,22 +82,23 @@ class StageFolder:
         """
         if self.path.exists():
             self._drop_parts()
-            (self.path / _REFUSED).unlink(missing_ok=True)
-            shutil.rmtree(self.path)
+            remove(self.path / _REFUSED)
+            remove(self.path)
 
     def _drop_parts(self) -> None:
         """Remove what is published: first what says that it is whole, then what vouches for it, then the parts."""
-        (self.path / MANIFEST).unlink(missing_ok=True)
-        if (self.path / _SHARDS).exists():
-            shutil.rmtree(self.path / _SHARDS)
-        for part in self.path.glob("part-*.parquet"):
-            part.unlink()
+        remove(self.path / MANIFEST)
+        remove(self.path / _SHARDS)
+        for name in sizes(self.path):
+            if name.startswith("part-"):
+                remove(self.path / name)
 
     def is_closed(self) -> bool:
         return (self.path / MANIFEST).exists()
 
     def missing(self, num_shards: int) -> list[int]:
         """The shards that are not published yet."""
+        self._obtain_entries()
         return [shard for shard in range(num_shards) if not self._entry_file(shard).exists()]
 
     def close(self, num_shards: int) -> None:
@@ -109,7 +111,7 @@ class StageFolder:
             raise StageError(
                 str(self.path), wanted=f"{num_shards} shards", got=f"{missing[0]} is missing", fix="run again"
             )
-        entries = [self.entry(shard) for shard in range(num_shards)]
+        entries = [Entry.read(self._entry_file(shard)) for shard in range(num_shards)]
         manifest = {
             "contract": self.contract.name,
             "version": self.contract.version,
@@ -127,8 +129,16 @@ class StageFolder:
 
     def entries(self) -> list[Entry]:
         """Every published part, in order."""
-        files = sorted((self.path / _SHARDS).glob("part-*.json"))
-        return [Entry.read(file) for file in files]
+        return [Entry.read(file) for file in self._entry_files()]
+
+    def _obtain_entries(self) -> None:
+        """Have here what workers on other nodes published; where the manifest is here, all entries are."""
+        if not self.is_closed():
+            obtain(self.path / _SHARDS)
+
+    def _entry_files(self) -> list[Path]:
+        self._obtain_entries()
+        return sorted((self.path / _SHARDS).glob("part-*.json"))
 
     def digest(self) -> str:
         """A hash of the published parts' hashes: what a result made from them goes by."""
@@ -148,7 +158,7 @@ class StageFolder:
     def drop_damaged(self) -> list[str]:
         """Take back the parts that are not as they were published, to be made again; a line for each finding."""
         found = []
-        for file in sorted((self.path / _SHARDS).glob("part-*.json")):
+        for file in self._entry_files():
             if damage := self._damage(file):
                 self._take_back(file)
                 found.append(damage)
@@ -156,8 +166,8 @@ class StageFolder:
 
     def _take_back(self, entry_file: Path) -> None:
         """The manifest goes first: none is left that names a part which is to be made again."""
-        (self.path / MANIFEST).unlink(missing_ok=True)
-        entry_file.unlink()
+        remove(self.path / MANIFEST)
+        remove(entry_file)
 
     def _damage(self, entry_file: Path) -> str:
         """What is wrong with a published part; nothing where it is whole."""
@@ -165,13 +175,13 @@ class StageFolder:
             entry = Entry.read(entry_file)
         except ContractError:
             return f"{entry_file} was changed"
-        file = self.path / entry.file
-        if not file.exists():
+        file, got = self.path / entry.file, self._sha256(entry)
+        if got is None:
             return f"{file} is gone"
         length = file.stat().st_size
         if length != entry.bytes:
             return f"{file} has {length:,} of {entry.bytes:,} bytes"
-        return "" if file_sha256(file) == entry.sha256 else f"{file} was changed"
+        return "" if got == entry.sha256 else f"{file} was changed"
 
     def refuse_changed(self) -> None:
         """Check that a closed folder still holds what its manifest says, each part in its full length.
@@ -179,7 +189,7 @@ class StageFolder:
         Raises:
             ContractError: naming the first file that is missing, was changed or differs.
         """
-        manifest = self.path / MANIFEST
+        manifest, lengths = self.path / MANIFEST, sizes(self.path)
         if not manifest.exists():
             raise _not_as_settled(manifest, "the manifest, as published", "no such file")
         for wanted in self._manifest()["shards"]:
@@ -187,7 +197,7 @@ class StageFolder:
             if not entry.exists() or asdict(Entry.read(entry)) != wanted:
                 got = "another" if entry.exists() else "no such file"
                 raise _not_as_settled(entry, "the entry, as in the manifest", got)
-            length = file.stat().st_size if file.exists() else None
+            length = lengths.get(file.name)
             if length != wanted["bytes"]:
                 got = "no such file" if length is None else f"{length} bytes"
                 raise _not_as_settled(file, f"{wanted['bytes']} bytes, as published", got)
@@ -195,11 +205,13 @@ class StageFolder:
     # ---- a worker's side --------------------------------------------------------------------------------------------
 
     def entry(self, shard: int) -> Entry:
+        fetch(self._entry_file(shard))
         return Entry.read(self._entry_file(shard))
 
     def entry_or_none(self, shard: int) -> Entry | None:
         """A part's entry, if it is published."""
-        return self.entry(shard) if self._entry_file(shard).exists() else None
+        fetch(self._entry_file(shard))
+        return Entry.read(self._entry_file(shard)) if self._entry_file(shard).exists() else None
 
     def publish(
         self,
@@ -218,8 +230,8 @@ class StageFolder:
         name = f"part-{shard:05d}.parquet"
         self.contract.check(table, where=f"{self.path.name}/{name}")
         with self._publishing(shard):
-            if self._entry_file(shard).exists():
-                return self.entry(shard)
+            if (done := self.entry_or_none(shard)) is not None:
+                return done
             with replacing(self.path / name) as scratch:
                 pq.write_table(table, scratch, compression="zstd")
             entry = Entry(
@@ -234,7 +246,10 @@ class StageFolder:
                 [dict(drop) for drop in drops],
                 dict(stats or {}),
             )
-            entry.write(self._entry_file(shard))
+            try:
+                entry.write(self._entry_file(shard))
+            except AlreadyThere:  # a twin on another node
+                return self.entry(shard)
             return entry
 
     def read(self, shard: int) -> pa.Table:
@@ -244,10 +259,9 @@ class StageFolder:
             ContractError: if the file is missing, differs from its entry or breaks the contract.
         """
         entry = self.entry(shard)
-        file = self.path / entry.file
-        got = file_sha256(file) if file.exists() else "no such file"
+        file, got = self.path / entry.file, self._sha256(entry)
         if got != entry.sha256:
-            raise self._not_as_published(entry, f"sha256 {entry.sha256}, as published", got)
+            raise self._not_as_published(entry, f"sha256 {entry.sha256}, as published", got or "no such file")
         if entry.version != self.contract.version:
             raise ContractError(
                 str(file),
@@ -261,6 +275,15 @@ class StageFolder:
         """Every published part's table, in order."""
         for entry in self.entries():
             yield self.read(entry.shard)
+
+    def _sha256(self, entry: Entry) -> str | None:
+        """Of a part's file as it is; one that is missing here, or was changed, is brought from the run's store."""
+        file = self.path / entry.file
+        got = file_sha256(file) if file.exists() else None
+        if got != entry.sha256:
+            fetch(file, anew=True)
+            got = file_sha256(file) if file.exists() else None
+        return got
 
     def _not_as_published(self, entry: Entry, wanted: str, got: str) -> ContractError:
         return ContractError(

@@ -18,8 +18,9 @@ from typing import Any
 
 from cluster.notices import Saving
 from pipeline.artifacts import MANIFEST
-from pipeline.files import read_vouched, sync, write_vouched
+from pipeline.files import keep_tree, read_vouched, write_vouched
 from pipeline.fingerprints import differing_fields
+from pipeline.mirror import obtain, remove
 from stages.errors import ContractError
 from stages.update.config import UpdateConfig
 from stages.weights import file_sha256
@@ -30,7 +31,7 @@ _ASKED = "asked"  # there while somebody waits for a checkpoint, whatever the cl
 
 
 class CheckpointFolder:
-    """An update's checkpoints, as `stages.update.checkpoint.Checkpoints` has it: rank 0's alone.
+    """An update's checkpoints, as `stages.update.checkpoint.Checkpoints` has it.
 
     Args:
         round_folder: of the round.
@@ -46,6 +47,7 @@ class CheckpointFolder:
 
     def newest(self) -> Path | None:
         """The newest whole one of this very update; one that is damaged, or another update's, is told."""
+        obtain(self._folder)
         for folder in sorted(self._folder.glob("step-*"), reverse=True):
             if not (folder / MANIFEST).exists():
                 continue  # its writer was killed
@@ -55,6 +57,10 @@ class CheckpointFolder:
                 return folder
             _log.warning("no way on from checkpoint %s: %s", folder, reason)
         return None
+
+    def bring(self, folder: Path) -> None:
+        """Have one on this node that rank 0 found."""
+        obtain(folder)
 
     def is_due(self, step: int) -> bool:
         """Whether one is wanted, after so many steps."""
@@ -80,7 +86,7 @@ class CheckpointFolder:
     def _publish(self, folder: Path) -> None:
         files = sorted(folder.iterdir())
         for file in files:
-            sync(file)
+            keep_tree(file)
         manifest = {"fingerprint": self._fingerprint, "files": {file.name: file_sha256(file) for file in files}}
         write_vouched(folder / MANIFEST, manifest)
         self._trusted = [*self._trusted, folder][-_KEPT:]
@@ -128,5 +134,7 @@ def _folder(round_folder: Path) -> Path:
 def _remove(folder: Path) -> None:
     """The manifest first, so that a folder of which a part is left never counts."""
     with suppress(OSError):
-        (folder / MANIFEST).unlink()
+        remove(folder / MANIFEST)
+    with suppress(OSError):
+        remove(folder)
     shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline.console import Console
 from pipeline.gate import best_round
 from pipeline.lineage import Lineage
+from pipeline.mirror import place_of, remove, sizes
 from pipeline.model_folders import OPTIMIZER
 from pipeline.reading import round_folders, run_settings
 from pipeline.report import round_reports
@@ -42,7 +43,7 @@ def clean(folder: Path, *, keep: int | None, yes: bool) -> None:
             for record in lineage.rounds
             if record.round not in stay and record.round in rounds and (files := weights_in(rounds[record.round]))
         }
-        size = _told(sum(sum(file.stat().st_size for file in files) for files in heavy.values()))
+        size = _told(sum(sizes(file.parent)[file.name] for files in heavy.values() for file in files))
         console.text(
             f"stay      the weights of {', '.join(f'round {number}' for number in sorted(stay)) or 'no round'}"
         )
@@ -52,11 +53,12 @@ def clean(folder: Path, *, keep: int | None, yes: bool) -> None:
         if yes:
             lineage.drop(heavy.keys())  # first: what is gone must not be missed
             for file in (file for files in heavy.values() for file in files):
-                file.unlink()
+                remove(file)
         if not heavy:
             console.text("nothing to free")
         else:
-            console.text(f"freed     {size}" if yes else f"in all    {size}; to free it: prefloop clean {folder} --yes")
+            command = f"prefloop clean {place_of(folder)} --yes"
+            console.text(f"freed     {size}" if yes else f"in all    {size}; to free it: {command}")
 
 
 def _told(size_bytes: int) -> str:
@@ -74,4 +76,5 @@ def kept_rounds(lineage: Lineage, *, best: int, last: int) -> set[int]:
 
 def weights_in(round_folder: Path) -> list[Path]:
     """The files of weights that a round may lose."""
-    return sorted(file for name in _HEAVY for file in (round_folder / name).glob("*.safetensors"))
+    folders = [round_folder / name for name in _HEAVY]
+    return sorted(folder / file for folder in folders for file in sizes(folder) if file.endswith(".safetensors"))

@@ -11,6 +11,31 @@ import click
 from pipeline.answering import answer_for
 
 
+def _with_run(
+    place: str, work: Callable[[Path], Any], *, tables: bool = True, to_change: bool = False
+) -> Callable[[], Any]:
+    """The work on a run's folder, or on a copy of the run at an address."""
+
+    def done() -> None:
+        from pipeline.run_folder import run_at
+
+        with run_at(place, tables=tables, to_change=to_change) as folder:
+            work(folder)
+
+    return done
+
+
+class _Run(click.Path):
+    """A run's folder, on a disk that this command works on itself."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            self.fail(
+                "a folder is wanted; at an address, runs are read by status, report, trace, export and clean", param
+            )
+        return super().convert(value, param, ctx)
+
+
 @click.group()
 def main() -> None:
     """Iterative, on-policy preference alignment on Ray: sample, score, pair, update, again."""
@@ -33,7 +58,7 @@ def run_command(config: Path, overrides: tuple[str, ...], rounds: str | None, wa
 
 
 @main.command("fork")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=_Run(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="what is other, e.g. update.beta=0.05")
 @click.option("--name", required=True, help="of the new run, beside the other one")
 @click.option(
@@ -136,23 +161,23 @@ def update_command(config: Path, overrides: tuple[str, ...], pairs: Path | None,
 
 
 @main.command("export")
-@click.argument("run", type=_TABLES)
+@click.argument("run")
 @click.option("--to", "kind", type=click.Choice(_TRAINERS), help="whose pairs; trl where nothing is said")
 @click.option("--round", "rounds", type=int, multiple=True, help="only this one; may be repeated")
 @click.option("--out", type=_TABLES, metavar="FILE", help="where the pairs go; else RUN/export/…")
 @click.option("--model", type=_TABLES, metavar="FOLDER", help="the final policy with its card, in a new folder")
-def export_command(run: Path, kind: str | None, rounds: tuple[int, ...], out: Path | None, model: Path | None) -> None:
-    """Write the pairs of the run in folder RUN as another trainer reads them, or its final policy with a card."""
+def export_command(run: str, kind: str | None, rounds: tuple[int, ...], out: Path | None, model: Path | None) -> None:
+    """Write the pairs of the run RUN, a folder or an address, as another trainer reads them, or its final policy."""
     if model is not None:
         if kind or rounds or out:
             raise click.UsageError("--model goes alone; --to, --round and --out are about pairs.")
         from pipeline.model_export import export_model
 
-        answer_for(lambda: export_model(run, model))
+        answer_for(_with_run(run, lambda folder: export_model(folder, model)))
         return
     from pipeline.export import export_pairs
 
-    answer_for(lambda: export_pairs(run, kind=kind or "trl", rounds=rounds, out=out))
+    answer_for(_with_run(run, lambda folder: export_pairs(folder, kind=kind or "trl", rounds=rounds, out=out)))
 
 
 @main.command("plan")
@@ -202,7 +227,7 @@ def submit_command(config: Path, overrides: tuple[str, ...], address: str, no_re
 @click.argument("run", required=False)
 @click.option("--address", metavar="URL", help="of a cluster: RUN is a run's name or a submission id there, or all")
 def status_command(run: str | None, address: str | None) -> None:
-    """Show how far the run in folder RUN is, or how the runs on a cluster are."""
+    """Show how far the run RUN, a folder or an address, is, or how the runs on a cluster are."""
     if address is not None:
         from pipeline.remote import show_jobs
 
@@ -212,7 +237,7 @@ def status_command(run: str | None, address: str | None) -> None:
         raise click.UsageError("Missing argument 'RUN'; only with --address may it be left out.")
     from pipeline.status import show_status
 
-    answer_for(lambda: show_status(Path(run)))
+    answer_for(_with_run(run, show_status, tables=False))
 
 
 @main.command("logs")
@@ -237,7 +262,7 @@ def stop_command(run: str, address: str) -> None:
 
 
 @main.command("watch")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=_Run(path_type=Path))
 def watch_command(run: Path) -> None:
     """Watch the run in folder RUN as it goes on, from any terminal: stages, rates, workers, time to go.
 
@@ -249,19 +274,19 @@ def watch_command(run: Path) -> None:
 
 
 @main.command("report")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE", help="instead of report.html in the run's folder"
 )
-def report_command(run: Path, out: Path | None) -> None:
-    """Write the page of the run in folder RUN: one HTML file with its figures, curves and real rows."""
+def report_command(run: str, out: Path | None) -> None:
+    """Write the page of the run RUN, a folder or an address: one HTML file with figures, curves and real rows."""
     from pipeline.report import show_page
 
-    answer_for(lambda: show_page(run, out))
+    answer_for(_with_run(run, lambda folder: show_page(folder, out)))
 
 
 @main.command("compare")
-@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=_Run(path_type=Path))
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -278,28 +303,28 @@ def compare_command(runs: tuple[Path, ...], out: Path) -> None:
 
 
 @main.command("clean")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run")
 @click.option("--keep", type=click.IntRange(min=1), metavar="N", help="in the place of the config's run.keep")
 @click.option("--yes", is_flag=True, help="drop it")
-def clean_command(run: Path, keep: int | None, yes: bool) -> None:
+def clean_command(run: str, keep: int | None, yes: bool) -> None:
     """Show which rounds' weights the run in folder RUN needs no more; with --yes, drop them.
 
     The last rounds (run.keep), the best one and the final policy with what it came from stay; tables and figures, too.
     """
     from pipeline.cleaning import clean
 
-    answer_for(lambda: clean(run, keep=keep, yes=yes))
+    answer_for(_with_run(run, lambda folder: clean(folder, keep=keep, yes=yes), tables=False, to_change=True))
 
 
 @main.command("trace")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run")
 @click.argument("row_id", metavar="ID")
 @click.option("--full", is_flag=True, help="long texts whole, and every token id")
-def trace_command(run: Path, row_id: str, full: bool) -> None:
+def trace_command(run: str, row_id: str, full: bool) -> None:
     """Show one prompt's rows in every table of every round.
 
     ID is a prompt's, an answer's or a pair's, or a beginning that no other has.
     """
     from pipeline.trace import show_trace
 
-    answer_for(lambda: show_trace(run, row_id, full=full))
+    answer_for(_with_run(run, lambda folder: show_trace(folder, row_id, full=full)))

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cluster.config import ClusterConfig
 from pipeline import config_checks
+from pipeline.addresses import is_address, working_folder
 from pipeline.schedules import numbers_by_round
 from pipeline.sections import (
     EvaluateConfig,
@@ -117,8 +118,13 @@ class Config(Settings):
         return self
 
     def folder(self) -> Path:
-        """The run's folder, as an absolute path."""
-        return (self.run.dir / self.run.name).absolute()
+        """The run's folder, as an absolute path; of one at an address, the folder on this node that follows it."""
+        address = self.address()
+        return (Path(self.run.dir) / self.run.name).absolute() if address is None else working_folder(address)
+
+    def address(self) -> str | None:
+        """Where the run lies, if that is an address."""
+        return f"{self.run.dir.rstrip('/')}/{self.run.name}" if is_address(self.run.dir) else None
 
     @property
     def num_rounds(self) -> int:

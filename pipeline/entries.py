@@ -45,5 +45,9 @@ class Entry:
         return cls(**read_vouched(file, "a shard's entry", fix=fix))
 
     def write(self, file: Path) -> None:
-        """Publish it, with a hash of itself."""
-        write_vouched(file, asdict(self))
+        """Publish it, with a hash of itself.
+
+        Raises:
+            AlreadyThere: if a run's store has one.
+        """
+        write_vouched(file, asdict(self), once=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline import mirror
 from stages.errors import ContractError, InputError
 from stages.faults import fault_point
 
@@ -19,15 +20,20 @@ _CHECK = "check"  # a file's hash of itself
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A scratch file that takes `target`'s place, synced, when the block ends well."""
+def replacing(target: Path, *, once: bool = False) -> Iterator[Path]:
+    """A scratch file that takes `target`'s place, synced, when the block ends well; in a run's store first.
+
+    Raises:
+        AlreadyThere: with `once`, if the store has one.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield scratch
         sync(scratch)
         fault_point("file.written", [target])
-        place(scratch, target)
+        with mirror.publishing(scratch, target, once=once):
+            place(scratch, target)
         fault_point("file.placed", [target])
     finally:
         scratch.unlink(missing_ok=True)
@@ -58,14 +64,22 @@ def sync_tree(path: Path) -> None:
             sync(found)
 
 
-def write_json(target: Path, value: Any) -> None:
-    """Put a JSON file in place whole."""
-    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def keep_tree(path: Path) -> None:
+    """Have a file, or a folder with all that is in it, on the disk and in the run's store."""
+    sync_tree(path)
+    for found in (*path.rglob("*"), path):
+        if found.is_file():
+            mirror.keep(found)
 
 
-def write_text(target: Path, text: str) -> None:
-    """Put a text file in place whole."""
-    with replacing(target) as scratch:
+def write_json(target: Path, value: Any, *, once: bool = False) -> None:
+    """Put a JSON file in place whole; see `replacing`."""
+    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n", once=once)
+
+
+def write_text(target: Path, text: str, *, once: bool = False) -> None:
+    """Put a text file in place whole; see `replacing`."""
+    with replacing(target, once=once) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
@@ -81,9 +95,9 @@ def read_json(file: Path) -> Any:
         raise InputError(str(file), wanted="JSON", got=str(error), fix="restore the file") from None
 
 
-def write_vouched(target: Path, value: Mapping[str, Any]) -> None:
-    """Put a JSON object in place whole, with a hash of itself by which `read_vouched` knows it."""
-    write_json(target, {**value, _CHECK: _hash(value)})
+def write_vouched(target: Path, value: Mapping[str, Any], *, once: bool = False) -> None:
+    """Put a JSON object in place whole, with a hash of itself by which `read_vouched` knows it; see `replacing`."""
+    write_json(target, {**value, _CHECK: _hash(value)}, once=once)
 
 
 def read_vouched(file: Path, wanted: str, *, fix: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pipeline.artifacts import MANIFEST
 from pipeline.console import Console
 from pipeline.files import write_text
 from pipeline.lineage import Lineage
+from pipeline.mirror import obtain
 from pipeline.model_card import model_card
 from pipeline.model_folders import refuse_changed_model
 from pipeline.reading import round_folders
@@ -35,6 +36,7 @@ def export_model(run: Path, out: Path) -> None:
             got="no settled round" if standing is None else "a run that still stands behind the policy it began with",
             fix="let a round finish; prefloop report says why results were held",
         )
+    obtain(standing.path)
     refuse_changed_model(standing.path)
     card = model_card(run)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

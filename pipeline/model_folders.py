@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import MANIFEST
-from pipeline.files import read_vouched, sync, write_vouched
+from pipeline.files import keep_tree, read_vouched, write_vouched
 from pipeline.fingerprints import differing_fields, refuse_other_fingerprint
+from pipeline.mirror import fetch, sizes
 from stages.errors import ContractError
 from stages.protocols import Moments
 from stages.weights import file_sha256
@@ -30,7 +31,7 @@ def close_model(folder: Path, fingerprint: Mapping[str, Any], *, sha256: str, **
     files = {}
     for file in sorted(folder.iterdir()):
         if file.name != MANIFEST:
-            sync(file)
+            keep_tree(file)
             files[file.name] = known.get(file.name) or file_sha256(file)
     write_vouched(folder / MANIFEST, {"fingerprint": fingerprint, "files": files, "sha256": sha256} | figures)
 
@@ -53,6 +54,7 @@ def found_model(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] 
         ContractError: if it was changed.
         FingerprintError: if it was made from something else.
     """
+    fetch(folder / MANIFEST)
     if not (folder / MANIFEST).exists():
         return None
     manifest = model_manifest(folder)
@@ -67,7 +69,11 @@ def found_mixture(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any
     """
     manifest = found_model(folder / "policy", fingerprint)
     needed = ("policy", "master") if manifest and manifest["master_sha256"] else ("policy",)
-    return manifest if all(any((folder / name).glob("*.safetensors")) for name in needed) else None
+    return (
+        manifest
+        if all(any(Path(file).suffix == ".safetensors" for file in sizes(folder / name)) for name in needed)
+        else None
+    )
 
 
 def end_without_model(round_folder: Path, fingerprint: Mapping[str, Any], **figures: Any) -> None:
@@ -82,6 +88,7 @@ def ended_without_model(round_folder: Path, fingerprint: Mapping[str, Any]) -> d
         ContractError: if the note was changed.
     """
     file = round_folder / _ENDED
+    fetch(file)
     if not file.exists():
         return None
     fix = "restore the file, or delete it to have the update made again, and run again"
@@ -101,15 +108,18 @@ def found_moments(round_folder: Path) -> Moments | None:
 def refuse_changed_model(folder: Path) -> None:
     """Check that a finished model folder is as its manifest says: weights, config, tokenizer.
 
+    Of what a run's store has and this node has not, that it is there; its content is checked where it is used.
+
     Raises:
         ContractError: naming the first file that is missing or differs, the manifest itself if it was changed.
     """
+    there = sizes(folder)
     for name, wanted in model_manifest(folder)["files"].items():
-        got = file_sha256(folder / name) if (folder / name).exists() else "no such file"
-        if got != wanted:
+        got = file_sha256(folder / name) if (folder / name).exists() else wanted
+        if name not in there or got != wanted:
             raise ContractError(
                 str(folder / name),
                 wanted=f"sha256 {wanted}, as published",
-                got=got,
+                got=got if name in there else "no such file",
                 fix="restore the file, or start a run of another name",
             )

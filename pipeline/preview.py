@@ -26,6 +26,7 @@ from pipeline.config_file import load_config
 from pipeline.console import Console, share
 from pipeline.jobs.tables import AdoptTables, RoundOf
 from pipeline.reading import round_folders
+from pipeline.run_folder import following
 from pipeline.single import made_from_one_another, parquet_files
 from stages.contracts import CANDIDATES, PROMPTS, SCORED
 from stages.errors import InputError
@@ -163,15 +164,15 @@ def _asked(own: PairConfig, strategy: Strategy) -> Outcome:
 @contextmanager
 def _newest(config: Config) -> Iterator[list[StageFolder]]:
     """Prompts, candidates and scored of the newest round of the config's run that has all three."""
-    folder = config.folder()
-    rounds = round_folders(folder) if folder.exists() else {}
-    for _, path in sorted(rounds.items(), reverse=True):
-        folders = [StageFolder(path / contract.name, contract) for contract in _CONTRACTS]
-        if all(found.is_closed() for found in folders):
-            yield folders
-            return
+    with following(config) as folder:
+        rounds = round_folders(folder) if folder.exists() else {}
+        for _, path in sorted(rounds.items(), reverse=True):
+            folders = [StageFolder(path / contract.name, contract) for contract in _CONTRACTS]
+            if all(found.is_closed() for found in folders):
+                yield folders
+                return
     raise InputError(
-        str(folder),
+        config.address() or str(folder),
         wanted="a round with scored candidates",
         got="none" if rounds else "no run there yet",
         fix="run the config until it has scored, or name tables: --prompts TABLE --candidates TABLE --scored TABLE",

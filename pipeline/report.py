@@ -16,6 +16,7 @@ from rich.table import Table
 from pipeline.console import Console, duration, share
 from pipeline.figures import others
 from pipeline.files import read_json, write_json, write_text
+from pipeline.mirror import place_of
 from pipeline.page.render import page
 from pipeline.page.rows import ROUND_ROOM
 from stages.errors import StageError
@@ -46,6 +47,8 @@ def show_page(folder: Path, out: Path | None) -> None:
         raise StageError(
             str(file), wanted="a file to write the page to", got=str(error), fix="name another place: --out FILE"
         ) from None
+    if out is None and (place := place_of(folder)) != str(folder):
+        Console().text(f"{place}/{file.name}")
     Console().text(f"{file}   ({len(text.encode()) / 1000:,.0f} kB; open it in a browser)")
 
 
@@ -95,16 +98,19 @@ def _three_decimals(value: float | None) -> str:
 
 def where_things_are(folder: Path) -> str:
     """Where a person finds what the run made; paths from here where the folder lies below."""
-    if folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
+    place = place_of(folder)
+    policy = f"prefloop export {place} --model FOLDER   (brings it as a Hugging Face folder)"
+    if place == str(folder):
+        place = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+        policy = f"{place}/final   (a Hugging Face folder)"
     lines = [
-        f"policy   {folder / 'final'}   (a Hugging Face folder)",
-        f"report   {folder / 'report.html'}   (for a browser; also report.txt, report.json)",
-        f"tables   {folder}/round-*/{{prompts,candidates,scored,pairs,fates,reference_logps}}/part-*.parquet",
-        f"steps    {folder / 'metrics.jsonl'}",
+        f"policy   {policy}",
+        f"report   {place}/report.html   (for a browser; also report.txt, report.json)",
+        f"tables   {place}/round-*/{{prompts,candidates,scored,pairs,fates,reference_logps}}/part-*.parquet",
+        f"steps    {place}/metrics.jsonl",
     ]
-    if (curves := folder / "tensorboard").exists():
-        lines.append(f"curves   tensorboard --logdir {curves}")
+    if (folder / "tensorboard").exists():
+        lines.append(f"curves   tensorboard --logdir {place}/tensorboard")
     return "\n".join(lines)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.fingerprints import refuse_other_fingerprint
 from pipeline.gate import Rivals, Verdict
 from pipeline.jobs import inputs
 from pipeline.lineage import Lineage, RoundRecord, describe
+from pipeline.mirror import obtain_records, remove
 from pipeline.policies import Policies, PolicyLine
 from pipeline.round import Round
 from pipeline.round_context import RoundContext
@@ -241,7 +241,7 @@ class Run:
             return None
 
         def give_up() -> None:
-            shutil.rmtree(self.folder / f"round-{number:04d}")
+            remove(self.folder / f"round-{number:04d}")
             self._pools[number].table.drop()
             self._watch.refuse(file, "no pair could be made of its prompts")  # last: until then they are its own
 
@@ -289,4 +289,5 @@ class Run:
             scratch.symlink_to(self.result.path)
         place(scratch, link)
         write_json(self.folder / "final.json", describe(self.result, self.folder))
+        obtain_records(self.folder, tables=True)
         report.write_reports(self.folder)

@@ -1,4 +1,7 @@
-"""The run's folder before anything runs in it: held by one process, a place for logs, the config as understood."""
+"""The run's folder before anything runs in it: held by one process, a place for logs, the config as understood.
+
+A run at an address has a working folder on this node, which follows the address: see `pipeline.mirror`.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,14 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.addresses import is_address, working_folder
 from pipeline.config import Config
+from pipeline.console import Console
 from pipeline.files import write_text
-from stages.errors import StageError
+from pipeline.lease import LEASE_S, Lease, is_leased
+from pipeline.mirror import mirror_of, mirrored, obtain_records
+from pipeline.store import Store
+from stages.errors import InputError, StageError
 
 
 def write_config(config: Config) -> None:
@@ -21,8 +29,44 @@ def write_config(config: Config) -> None:
 
 
 @contextmanager
+def following(config: Config) -> Iterator[Path]:
+    """A config's run folder, which follows its address for the length of the block, where it lies at one."""
+    folder, address = config.folder(), config.address()
+    if address is None:
+        yield folder
+        return
+    with mirrored(folder, address):
+        obtain_records(folder)
+        yield folder
+
+
+@contextmanager
+def run_at(place: str, *, tables: bool = False, to_change: bool = False) -> Iterator[Path]:
+    """The folder of a run that a command names: itself, or a copy of what lies at an address, for the block's length.
+
+    Args:
+        tables: whether the rows of its tables are read.
+        to_change: whether the run is changed; else the copy is apart from the one that a run works in.
+
+    Raises:
+        InputError: if there is no run at an address.
+    """
+    if not is_address(place):
+        yield Path(place)
+        return
+    folder = working_folder(place, "working" if to_change else "reading")
+    with mirrored(folder, place.rstrip("/")):
+        obtain_records(folder, tables=tables, prune=not to_change)
+        if not any(folder.glob("round-*")):
+            raise InputError(
+                place, wanted="a run's address", got="no round there", fix="a run lies at run.dir/run.name"
+            )
+        yield folder
+
+
+@contextmanager
 def only_run(folder: Path) -> Iterator[None]:
-    """Hold the folder for one process.
+    """Hold the folder for one process; of a run at an address, that address.
 
     Raises:
         StageError: if another process holds it, or it cannot be written.
@@ -42,11 +86,20 @@ def only_run(folder: Path) -> Iterator[None]:
                 got="another prefloop run holds it",
                 fix="wait for it to end, or give this run another name: --set run.name=…",
             ) from None
-        yield
+        if (found := mirror_of(folder)) is None:
+            yield
+            return
+        # A renewal that is not answered must fail in time to be tried again.
+        store = Store(found.store.address, patience_s=LEASE_S / 6)
+        with Lease(store, tell=lambda text: Console().line("", "lease", text)).held():
+            obtain_records(folder, prune=True)
+            yield
 
 
 def is_held(folder: Path) -> bool:
     """Whether a process works on the run in `folder` now."""
+    if (found := mirror_of(folder)) is not None:
+        return is_leased(found.store)
     if not (folder / ".lock").exists():
         return False
     with (folder / ".lock").open("w") as file:

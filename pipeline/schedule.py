@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.config import MAX_ROUNDS
 from pipeline.files import read_json, write_json
 from pipeline.gate import is_promoted
+from pipeline.mirror import fetch
 from pipeline.sections import GateConfig, StopConfig
 from stages.errors import ConfigError
 
@@ -21,6 +22,7 @@ _FILE = "rounds.json"
 def asked_rounds(folder: Path, configured: int) -> int:
     """The rounds that a run in `folder` has: the config's number, or more if some were added."""
     file = folder / _FILE
+    fetch(file)
     return max(configured, read_json(file)["rounds"]) if file.exists() else configured
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.addresses import SCHEMES, is_address
 from stages.errors import ConfigError
 from stages.score.config import check_template_kwargs
 from stages.settings import Settings, where
@@ -24,7 +24,9 @@ class RunSection(Settings):
     """Name, place and seed of a run."""
 
     name: str = Field(pattern=NAME, description="of the run's folder")
-    dir: Path = where(Path("runs"), description="where run folders lie")
+    dir: str = where(
+        "runs", min_length=1, description="where run folders lie: a folder, or an address such as s3://bucket/runs"
+    )
     seed: int = Field(0, ge=0)
     ignore_auto_map: bool = where(
         False,
@@ -40,6 +42,17 @@ class RunSection(Settings):
     trackers: tuple[Literal["wandb", "mlflow"], ...] = where(
         (), description="who else gets these points; each is an extra to install: pip install 'prefloop[wandb]'"
     )
+
+    @model_validator(mode="after")
+    def _known_scheme(self) -> RunSection:
+        if is_address(self.dir) and self.dir.partition("://")[0] not in SCHEMES:
+            raise ConfigError(
+                "dir",
+                wanted=f"a folder, or an address that begins with {', '.join(f'{known}://' for known in SCHEMES)}",
+                got=self.dir,
+                fix="for example s3://bucket/runs",
+            )
+        return self
 
 
 class PolicyConfig(Settings):

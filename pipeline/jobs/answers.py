@@ -14,6 +14,7 @@ from cluster.mapper import GoOn
 from pipeline.artifacts import StageFolder
 from pipeline.entries import Entry
 from pipeline.jobs.quarantine import SearchedShard, without_prompts
+from pipeline.mirror import obtain
 from stages.faults import fault_point
 from stages.protocols import Reward, Sampler, Weights
 from stages.sample.config import SampleConfig
@@ -40,6 +41,7 @@ class SampleShard(SearchedShard):
         fault_point("sample.start", here)
         if (done := self.done()) is not None:
             return done
+        obtain(self.weights.path)
         sampler.load(self.weights)
         prompts = self.prompts.read(self.shard)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import StageFolder
+from pipeline.mirror import obtain, obtain_weights
 from stages.contracts import PROBE, REFERENCE_LOGPS
 from stages.protocols import Sampler, Weights
 from stages.sample.probe import Probe
@@ -90,6 +91,7 @@ class ScoreProbe:
 
     def __call__(self, trainer: Any, _report: Callable[[Any], None]) -> None:
         trainer.configure(self.config)
+        obtain_weights(self.weights)
         trainer.load(self.weights)
         self.folder.score(trainer, probe_answers(self.folder.answers.read(0)), self.weights)
 
@@ -109,6 +111,7 @@ class TakeWeights:
     tolerance: float
 
     def __call__(self, sampler: Sampler) -> dict[str, Any]:
+        obtain(self.weights.path)
         if self.probe is None:
             loading = sampler.load(self.weights, afresh=True)
             return {"attempts": [{"loading": asdict(loading), "verdict": None, "probe_s": 0.0}]}

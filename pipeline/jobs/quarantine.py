@@ -24,6 +24,7 @@ from cluster.errors import WorkerLost
 from cluster.mapper import GoOn
 from pipeline.artifacts import StageFolder
 from pipeline.entries import Entry
+from pipeline.mirror import fetch, keep, remove
 from stages.sample.stage import Dropped
 
 MOST_SET_ASIDE = 4
@@ -94,16 +95,18 @@ class Search:
 
     def end(self) -> None:
         """Take the journal away, once the shard is published."""
-        self.journal.unlink(missing_ok=True)
+        remove(self.journal)
 
     def _note(self, what: str, prompt_id: str) -> None:
         with self.journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps({what: prompt_id}) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        keep(self.journal)
 
     def _read(self) -> tuple[list[str], set[str]]:
         """The prompts that trials began with, in order, and those that were survived."""
+        fetch(self.journal)
         text = self.journal.read_text(encoding="utf-8") if self.journal.exists() else ""
         found = [
             json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")

@@ -16,8 +16,9 @@ import pyarrow as pa
 from cluster.errors import WorkerLost
 from pipeline.artifacts import StageFolder
 from pipeline.checkpoints import CheckpointFolder
-from pipeline.files import sync, sync_tree
+from pipeline.files import keep_tree, sync
 from pipeline.jobs.probes import ProbeFolder
+from pipeline.mirror import obtain, obtain_weights
 from pipeline.model_folders import OPTIMIZER, close_model, end_without_model, ended_without_model, found_model
 from pipeline.tensorboard import StepCurves
 from stages.contracts import GROUPS
@@ -69,6 +70,7 @@ class ScoreAnswers(ABC):
 
     def __call__(self, trainer: Any, report: Callable[[Any], None]) -> None:
         trainer.configure(self.config)
+        obtain_weights(self.weights)
         trainer.load(self.weights)
         parts = [(entry, self.rows(entry.shard)) for entry in self.answered().entries()]
         logps = trainer.logps([row for _, rows in parts for row in rows], progress=report)
@@ -165,6 +167,7 @@ class UpdatePolicy:
         if trainer.everyone(done is not None):
             return None
         trainer.configure(self.config)
+        self._obtain()
         trainer.load(self.start)
         rows = rows_of(
             self.data,
@@ -217,10 +220,17 @@ class UpdatePolicy:
         """See `cluster.mapper.Searching`: the same job, which passes over a step that has cost several groups."""
         return self if step_journal(self.folder).can_go_on() else None
 
+    def _obtain(self) -> None:
+        """Have on this node what the update goes on from."""
+        obtain_weights(self.start)
+        for folder in (self.value_head, self.moments.path if self.moments is not None else None):
+            if folder is not None:
+                obtain(folder)
+
     def _sync(self) -> None:
-        """Wait until what is written beside the policy is on the disk: the manifest that follows says that it is."""
+        """Have what is written beside the policy where it stays: the manifest that follows says that it is there."""
         for name in (_STEPS, SKIPPED, "master", "adapter", "value_head"):
-            sync_tree(self.folder / name)
+            keep_tree(self.folder / name)
         sync(self.folder)
 
     @contextmanager

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import MANIFEST
-from pipeline.files import sync_tree
+from pipeline.files import keep_tree
+from pipeline.mirror import obtain_weights, remove
 from pipeline.model_folders import close_model, found_mixture
 from stages.protocols import Weights
 
@@ -31,8 +32,10 @@ class MixWeights:
         policy = self.folder / "policy"
         if found_mixture(self.folder, self.fingerprint) is not None:
             return
-        (policy / MANIFEST).unlink(missing_ok=True)  # of one whose weights were removed
+        remove(policy / MANIFEST)  # of one whose weights were removed
+        for weights in (self.newer, self.older):
+            obtain_weights(weights)
         master = mix(self.newer, self.older, by=self.by, out=self.folder, dtype=self.dtype, pad_token=self.pad_token)
         found = Weights.found(policy, round=self.newer.round, master=master)
-        sync_tree(self.folder)
+        keep_tree(self.folder)
         close_model(policy, self.fingerprint, sha256=found.sha256, master_sha256=found.master_sha256)

@@ -38,10 +38,14 @@ StepMetrics = dict[str, float]
 
 
 class Checkpoints(Protocol):
-    """Where an update's checkpoints lie; rank 0 alone asks."""
+    """Where an update's checkpoints lie; rank 0 alone asks, but for `bring`."""
 
     def newest(self) -> Path | None:
         """The newest whole one of this very update."""
+        ...
+
+    def bring(self, folder: Path) -> None:
+        """Have one that rank 0 found on this rank's node, too."""
         ...
 
     def is_due(self, step: int) -> bool:
@@ -122,6 +126,8 @@ def newest_of(checkpoints: Checkpoints | None) -> Path | None:
         return None
     found = [checkpoints.newest() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
+    if found[0] is not None:
+        checkpoints.bring(found[0])
     return found[0]
 
 
