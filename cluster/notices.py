@@ -49,7 +49,8 @@ class Notices:
         self.leaving: frozenset[str] = frozenset()
         self._grace_s, self._on_leaving = grace_s, on_leaving
         self._saving: Saving | None = None
-        self._waits = False
+        self._waiter: threading.Thread | None = None
+        self._over = threading.Event()  # nothing is to be interrupted any more
 
     @contextmanager
     def taken(self, *, of_nodes: bool) -> Iterator[None]:
@@ -62,16 +63,16 @@ class Notices:
             TakenAway: in the block, after a SIGTERM.
         """
         before = signal.signal(signal.SIGTERM, self._tell)
-        over = threading.Event()
-        watcher = threading.Thread(target=self._watch_nodes, args=(over,), name="node-watch", daemon=True)
+        watcher = threading.Thread(target=self._watch_nodes, name="node-watch", daemon=True)
         if of_nodes:
             watcher.start()
         try:
             yield
         finally:
-            over.set()
-            if of_nodes:
-                watcher.join()
+            self._over.set()
+            for thread in (watcher if of_nodes else None, self._waiter):
+                if thread is not None:
+                    thread.join()
             signal.signal(signal.SIGTERM, before)
 
     @contextmanager
@@ -84,20 +85,24 @@ class Notices:
             self._saving = None
 
     def _tell(self, _number: int, _frame: FrameType | None) -> None:
-        if self._saving is None or self._waits:
+        if self._over.is_set():
+            return
+        if self._saving is None or self._waiter is not None:
+            self._over.set()
             raise TakenAway
-        self._waits = True
         self._saving.ask()
-        threading.Thread(target=self._interrupt_once_saved, name="saving", daemon=True).start()
+        self._waiter = threading.Thread(target=self._interrupt_once_saved, name="saving", daemon=True)
+        self._waiter.start()
 
     def _interrupt_once_saved(self) -> None:
         until = time.monotonic() + self._grace_s
         while (saving := self._saving) is not None and saving.is_asked() and time.monotonic() < until:
-            time.sleep(_LOOK_S)
+            if self._over.wait(_LOOK_S):
+                return
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
-    def _watch_nodes(self, over: threading.Event) -> None:
-        while not over.wait(_LOOK_AT_NODES_S):
+    def _watch_nodes(self) -> None:
+        while not self._over.wait(_LOOK_AT_NODES_S):
             found = frozenset(_draining())
             new, self.leaving = found - self.leaving, found
             for node in sorted(new):
