@@ -88,7 +88,8 @@ def test_notice_to_end_saves_the_update_first_and_the_same_command_goes_on_from_
     run, mine = prefloop.runs / "noticed", (*OPTIONS, "run.name=noticed", "update.checkpoint_steps=null")
 
     def under_way() -> bool:
-        return (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= 8
+        steps = run / "round-0001" / "metrics.jsonl"
+        return steps.exists() and len(steps.read_text().splitlines()) >= 8
 
     first = prefloop.interrupted(*mine, when=under_way, by=signal.SIGTERM)
     assert first.code == 143 and "the same command carries on" in first.err
