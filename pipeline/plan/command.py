@@ -98,7 +98,7 @@ def _lines(outlook: Outlook) -> Iterator[tuple[str, str]]:
     for label, worker in zip(["workers", *[""] * len(outlook.workers)], outlook.workers, strict=False):
         yield label, _worker(worker)
     yield from _memory(outlook)
-    yield "disk", _disk(outlook)
+    yield "disk", outlook.disk.told
     for label, words in zip(["not known", *[""] * len(outlook.unknown)], outlook.unknown, strict=False):
         yield label, words
     for shortage in outlook.shortages:
@@ -151,12 +151,3 @@ def _memory(outlook: Outlook) -> Iterator[tuple[str, str]]:
 def _parts(need: Need) -> str:
     parts = sorted(need.parts, key=lambda part: -part.bytes)
     return ", ".join(f"{size(part.bytes)} {part.what}" for part in parts if 100 * part.bytes >= need.total)
-
-
-def _disk(outlook: Outlook) -> str:
-    free = "" if outlook.free_bytes is None else f"; {size(outlook.free_bytes)} are free"
-    tables = f"some {size(outlook.tables_bytes)} of tables at most"
-    policies = "1 policy" if outlook.num_policies == 1 else f"{outlook.num_policies} policies"
-    if outlook.policy_bytes is None or outlook.disk_bytes is None:
-        return f"{tables}, and {policies}{free}"
-    return f"{size(outlook.disk_bytes)}: {policies} of {size(outlook.policy_bytes)}, and {tables}{free}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cluster.resources import Place, Resources, place
 from pipeline.config import Config
 from pipeline.layout import lay_out
-from pipeline.plan import memory
+from pipeline.plan import memory, training
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.memory import Lengths, Need, size
 from pipeline.plan.model_facts import ModelFacts
@@ -64,8 +64,14 @@ def workers_of(config: Config, survey: Survey, hardware: Hardware, *, whole: Con
     if facts is not None:
         lengths = lengths_of(config, survey)
         on_cpu = not layout.trainer.gpus
-        trainer = memory.trainer(facts, config.update, dtype=dtype, lengths=lengths, on_cpu=on_cpu)
-        beside = None if on_cpu else memory.host_of_trainer(facts, config.update)
+        trainer = training.trainer(facts, config.update, dtype=dtype, lengths=lengths, on_cpu=on_cpu)
+        beside = (
+            None
+            if on_cpu
+            else memory.host_of_trainer(
+                facts, config.update, num_trained=training.trained_parameters(facts, config.update)
+            )
+        )
     models = [reward for reward in config.rewards if isinstance(reward, ModelReward)]
     known = [(reward, found) for reward in models if (found := survey.rewards[reward.path].facts) is not None]
     if len(known) == len(models):
@@ -214,7 +220,7 @@ def _fullest_turn(needs: Sequence[Need]) -> list[Need]:
 def _shortage(where: str, needs: Sequence[Need], room: int, fix: str) -> Shortage:
     certain = sum(need.least for need in needs) > room
     parts = [
-        (f"{need.who}: {part.what}", part.bytes) for need in needs for part in need.parts if part.certain or not certain
+        (f"{need.who}: {part.what}", part.bytes) for need in needs for part in (need.certain if certain else need.parts)
     ]
     total = sum(number for _, number in parts)
     listed = "".join(f"\n{size(number):>10}  {what}" for what, number in parts if 100 * number >= total)

@@ -7,27 +7,14 @@ they depend on what is sampled.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.plan.fit import Shortage, Worker, lengths_of, shortages_of, workers_of
+from pipeline.plan.disk import Disk, disk_of, disk_shortage
+from pipeline.plan.fit import Shortage, Worker, shortages_of, workers_of
 from pipeline.plan.hardware import Hardware
-from pipeline.plan.memory import size
-from pipeline.plan.model_facts import bytes_of
-from pipeline.plan.rounds import (
-    ID_BYTES,
-    LOGP_BYTES,
-    ROW_BYTES,
-    TEXT_BYTES,
-    RoundOutlook,
-    distinct,
-    num_settled,
-    round_outlook,
-    rounds_of,
-)
+from pipeline.plan.rounds import RoundOutlook, distinct, num_settled, round_outlook, rounds_of
 from pipeline.plan.survey import Model, Survey
 from stages.errors import ConfigError
 
@@ -43,10 +30,7 @@ class Outlook:
         hardware: what it is held against; None where that is not known.
         placement: in words, how workers share the hardware, and which other way has room; empty where it is not known.
         workers: who works, and what each needs; of the round that needs most.
-        policy_bytes: on disk, of one policy with its master; None where the model is not known.
-        tables_bytes: on disk, of all tables yet to be written.
-        disk_bytes: of all that is yet to be written; None where the model is not known.
-        free_bytes: free where the run's folder lies; None where that is another machine.
+        disk: what is yet to be written.
         unknown: in words, what cannot be known here.
         shortages: what is too little.
     """
@@ -58,17 +42,9 @@ class Outlook:
     hardware: Hardware | None
     placement: str
     workers: Sequence[Worker]
-    policy_bytes: int | None
-    tables_bytes: int
-    disk_bytes: int | None
-    free_bytes: int | None
+    disk: Disk
     unknown: Sequence[str]
     shortages: Sequence[Shortage]
-
-    @property
-    def num_policies(self) -> int:
-        """How many are yet to be written."""
-        return sum(found.num_policies for found in self.rounds if not found.finished)
 
 
 def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, elsewhere: bool) -> Outlook:
@@ -85,14 +61,10 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
         for number, found in rounds_of(config)
     ]
     ahead = [found for found in rounds if not found.finished]
-    tables = sum(found.tables_bytes for found in ahead) + (len(ahead) + 1) * _evaluation_bytes(config, survey)
-    a_policy = _policy_bytes(config, survey)
-    free = None if elsewhere else _free_bytes(config.folder())
+    disk = disk_of(config, survey, ahead, elsewhere=elsewhere)
     workers, shortages, placement = _placed(config, survey, hardware) if hardware else ([], [], "")
-    policies = None if a_policy is None else sum(found.num_policies for found in ahead) * a_policy
-    disk = None if policies is None else tables + policies
-    if disk is not None and free is not None and disk > free:
-        shortages.append(_disk_shortage(config, disk, policies or 0, free))
+    if too_little := disk_shortage(config, disk):
+        shortages.append(too_little)
     return Outlook(
         name=config.run.name,
         config=config,
@@ -101,10 +73,7 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
         hardware=hardware,
         placement=placement,
         workers=workers,
-        policy_bytes=a_policy,
-        tables_bytes=tables,
-        disk_bytes=disk,
-        free_bytes=free,
+        disk=disk,
         unknown=_unknown(survey, hardware, workers, elsewhere=elsewhere),
         shortages=shortages,
     )
@@ -151,40 +120,6 @@ def _total_need(workers: Sequence[Worker]) -> int:
     return sum(need.total for worker in workers for need in (worker.on_gpu, worker.on_host) if need is not None)
 
 
-# ---- disk -----------------------------------------------------------------------------------------------------------
-
-
-def _policy_bytes(config: Config, survey: Survey) -> int | None:
-    """A policy in its dtype, and its float32 master where that is another."""
-    facts, dtype = survey.policy.facts, config.policy.dtype
-    if facts is None:
-        return None
-    return facts.num_parameters * (bytes_of(dtype) + (0 if dtype == "float32" else 4))
-
-
-def _evaluation_bytes(config: Config, survey: Survey) -> int:
-    if config.evaluate is None:
-        return 0
-    each = lengths_of(config, survey).answer * (ID_BYTES + TEXT_BYTES + LOGP_BYTES) + 2 * ROW_BYTES
-    return config.evaluate.num_prompts * each
-
-
-def _free_bytes(folder: Path) -> int:
-    """Free where a folder is, or will be."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return shutil.disk_usage(there).free
-
-
-def _disk_shortage(config: Config, disk: int, certain: int, free: int) -> Shortage:
-    return Shortage(
-        f"disk under run.dir {config.run.dir}",
-        f"{size(disk)}, of which {size(certain)} are policies",
-        f"{size(free)} free",
-        "make room, or name another place: --set run.dir=…",
-        certain > free,
-    )
-
-
 # ---- what is not known ----------------------------------------------------------------------------------------------
 
 
@@ -206,7 +141,7 @@ def _unknown(survey: Survey, hardware: Hardware | None, workers: Sequence[Worker
 
 def as_json(outlook: Outlook) -> str:
     """The record for machines."""
-    config = outlook.config
+    config, disk = outlook.config, outlook.disk
     plain = {
         "name": outlook.name,
         "policy": asdict(outlook.policy),
@@ -215,10 +150,7 @@ def as_json(outlook: Outlook) -> str:
         "hardware": outlook.hardware.told if outlook.hardware else None,
         "placement": outlook.placement,
         "workers": [asdict(worker) for worker in outlook.workers],
-        "policy_bytes": outlook.policy_bytes,
-        "tables_bytes": outlook.tables_bytes,
-        "disk_bytes": outlook.disk_bytes,
-        "free_bytes": outlook.free_bytes,
+        "disk": asdict(outlook.disk) | {"total_bytes": disk.total_bytes, "cleaned_bytes": disk.cleaned_bytes},
         "unknown": list(outlook.unknown),
         "shortages": [asdict(shortage) for shortage in outlook.shortages],
     }

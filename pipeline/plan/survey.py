@@ -16,14 +16,16 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pipeline import embedded, models
 from pipeline.config import Config
 from pipeline.config_checks import is_policy_name
-from pipeline.plan.model_facts import ModelFacts, read_facts
+from pipeline.plan.model_facts import ModelFacts, facts_of_shapes, read_facts
 from pipeline.prompt_files import read_rows
 from pipeline.prompts import find_columns
 from pipeline.sections import EvaluateConfig, PairsConfig, PromptsConfig
+from stages.errors import ConfigError
 from stages.score.config import FunctionReward, ModelReward
 
 _MOST_ROWS = 20_000  # read of a file of prompts
@@ -83,7 +85,7 @@ def look(configs: Sequence[Config], *, beside: Path | None = None) -> Survey:
         partial(check, ignore_auto_map=configs[0].run.ignore_auto_map)
         for check in (models.check_policy, models.check_reward)
     )
-    policy = _model(configs[0].policy.path, "policy.path", check_policy)
+    policy = _model(configs[0].policy.path, "policy.path", check_policy, shapes=configs[0].policy.shapes)
     rewards: dict[str, Model] = {}
     data: dict[str, DataFile] = {}
     missing = [policy.missing, *_missing_evaluation(configs[0].evaluate)]
@@ -114,8 +116,10 @@ def _missing_reference(name: str, check: Callable[..., None]) -> str | None:
     return None
 
 
-def _model(name: str, key: str, check: Callable[..., None]) -> Model:
+def _model(name: str, key: str, check: Callable[..., None], *, shapes: Mapping[str, Any] | None = None) -> Model:
     folder = models.find_here(name, key=key)
+    if folder is None and shapes is not None:
+        return Model(key, name, _shaped(shapes), None)
     if folder is None:
         made = name.startswith(embedded.PREFIX)
         missing = "is made on first use, half a million parameters, and not yet" if made else "is not on this machine"
@@ -124,8 +128,22 @@ def _model(name: str, key: str, check: Callable[..., None]) -> Model:
         check(folder, key=key)
     facts = read_facts(folder)
     return Model(
-        key, name, facts, None if facts else f"{key} {name}: its config.json and safetensors do not tell sizes"
+        key, name, facts, None if facts else f"{key} {name}: neither its config.json nor its safetensors tell sizes"
     )
+
+
+def _shaped(shapes: Mapping[str, Any]) -> ModelFacts:
+    """The facts about the shapes that stand in a config.
+
+    Raises:
+        ConfigError: if transformers has no such model.
+    """
+    facts = facts_of_shapes(shapes)
+    if facts is None:
+        wanted = "what the config.json of a model that transformers knows says, model_type among it"
+        fix = "for example {model_type: llama, hidden_size: 2048, num_hidden_layers: 16, …}"
+        raise ConfigError("policy.shapes", wanted=wanted, got=str(dict(shapes)), fix=fix)
+    return facts
 
 
 def _data(section: PromptsConfig | PairsConfig, section_key: str) -> DataFile | str:
