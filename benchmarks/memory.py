@@ -31,11 +31,12 @@ ROOT = Path(__file__).parents[1]
 MIB = 2**20
 GOAL = 0.15
 SMALL = {
-    "num_hidden_layers": 2,
+    "vocab_size": 300,
     "hidden_size": 64,
     "intermediate_size": 128,
+    "num_hidden_layers": 2,
     "num_attention_heads": 2,
-    "vocab_size": 300,
+    "num_key_value_heads": 2,
 }
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {

@@ -153,4 +153,5 @@ def disk_shortage(config: Config, disk: Disk) -> Shortage | None:
         f"{size(free)} free",
         f"{clean}make room, or name another place: --set run.dir=…",
         (disk.policies_bytes or 0) > free,
+        missing_bytes=total - free,
     )

@@ -12,10 +12,13 @@ from dataclasses import asdict, dataclass, replace
 
 from pipeline.config import Config
 from pipeline.plan.disk import Disk, disk_of, disk_shortage
-from pipeline.plan.fit import Shortage, Worker, shortages_of, workers_of
+from pipeline.plan.fit import Filled, Shortage, Worker, fullest, shortages_of, workers_of
 from pipeline.plan.hardware import Hardware
+from pipeline.plan.memory import size
+from pipeline.plan.rates import Rates
 from pipeline.plan.rounds import RoundOutlook, distinct, num_settled, round_outlook, rounds_of
 from pipeline.plan.survey import Model, Survey
+from pipeline.plan.times import StageTime, held_devices, times_of
 from stages.errors import ConfigError
 
 _COLOCATE = "--set cluster.placement=colocate has room, since stages then take turns on the same devices"
@@ -28,7 +31,12 @@ class Outlook:
     Attributes:
         policy: the model to align, as found.
         hardware: what it is held against; None where that is not known.
-        placement: in words, how workers share the hardware, and which other way has room; empty where it is not known.
+        placement: in words, how workers share the hardware, and why, or which other way has room; empty where it is not
+            known.
+        times: the stages of the largest round to come; empty where it is not known what works.
+        device: what a device-hour is an hour of.
+        rates: that the times are from; None where none are known.
+        nearest: words for ``--set`` that make it fit; empty where it fits, None where none were found or looked for.
         workers: who works, and what each needs; of the round that needs most.
         disk: what is yet to be written.
         unknown: in words, what cannot be known here.
@@ -45,15 +53,22 @@ class Outlook:
     disk: Disk
     unknown: Sequence[str]
     shortages: Sequence[Shortage]
+    times: Sequence[StageTime] = ()
+    device: str = ""
+    rates: Rates | None = None
+    nearest: tuple[str, ...] | None = None
 
 
-def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, elsewhere: bool) -> Outlook:
+def look_ahead(
+    config: Config, survey: Survey, hardware: Hardware | None, *, elsewhere: bool, rates: Rates | None = None
+) -> Outlook:
     """The outlook of a run.
 
     Args:
         survey: what lies here of what the config names.
         hardware: what to hold it against; None where it is not known.
         elsewhere: it is for machines other than this one, whose disk is not known.
+        rates: how fast its stages work on the hardware, as far as that was measured.
     """
     settled = num_settled(config)
     rounds = [
@@ -65,7 +80,12 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
     workers, shortages, placement = _placed(config, survey, hardware) if hardware else ([], [], "")
     if too_little := disk_shortage(config, disk):
         shortages.append(too_little)
+    times, device = _times(config, survey, hardware, workers, ahead, rates)
     return Outlook(
+        times=times,
+        device=device,
+        rates=rates,
+        nearest=None if shortages else (),
         name=config.run.name,
         config=config,
         rounds=rounds,
@@ -82,10 +102,14 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
 def _placed(config: Config, survey: Survey, hardware: Hardware) -> tuple[list[Worker], list[Shortage], str]:
     """As `_held_against`, with the placement in words; where stages that take turns had room, the fixes say so."""
     workers, shortages = _held_against(config, survey, hardware)
+    full = "".join(f"; the {_fullest_told(found)}" for found in fullest(config, hardware, workers))
     if config.cluster.placement == "colocate":
         told = "stages take turns; a device has to hold the largest of them, and what the others keep at rest"
-        return workers, shortages, f"colocate: {told}"
-    told = "split: every worker holds its own share for the whole run"
+        at_once = config.cluster.model_copy(update={"placement": "split"})
+        _, others = _held_against(config.model_copy(update={"cluster": at_once}), survey, hardware)
+        why = f"split lacks room ({', '.join(found.where for found in others)})" if others else "split has room too"
+        return workers, shortages, f"colocate: {told}{full}; {why}"
+    told = f"split: every worker holds its own share for the whole run{full}"
     if not shortages or config.cluster.streaming == "on" or config.max_staleness:
         return workers, shortages, told
     in_turn = config.cluster.model_copy(update={"placement": "colocate"})
@@ -97,6 +121,27 @@ def _placed(config: Config, survey: Survey, hardware: Hardware) -> tuple[list[Wo
         found if found.where in left else replace(found, fix=f"{_COLOCATE}; or: {found.fix}") for found in shortages
     ]
     return workers, mended, f"{told}, which does not fit ({', '.join(sorted(here - left))}); {_COLOCATE}"
+
+
+def _fullest_told(found: Filled) -> str:
+    room = "" if found.room is None else f" of {size(found.room)}"
+    return f"fullest {found.where.removeprefix('memory of a ')} holds {size(found.bytes)}{room}"
+
+
+def _times(
+    config: Config,
+    survey: Survey,
+    hardware: Hardware | None,
+    workers: Sequence[Worker],
+    ahead: Sequence[RoundOutlook],
+    rates: Rates | None,
+) -> tuple[list[StageTime], str]:
+    """The stages of the largest round to come, and what a device is."""
+    if hardware is None or not workers or not ahead:
+        return [], ""
+    largest = max(ahead, key=lambda found: (found.num_prompts * found.num_generations, found.most_pairs))
+    held, device = held_devices(hardware, workers)
+    return times_of(largest, config.for_round(largest.number), survey, rates, workers, held), device
 
 
 def _held_against(config: Config, survey: Survey, hardware: Hardware) -> tuple[list[Worker], list[Shortage]]:
@@ -151,7 +196,11 @@ def as_json(outlook: Outlook) -> str:
         "placement": outlook.placement,
         "workers": [asdict(worker) for worker in outlook.workers],
         "disk": asdict(outlook.disk) | {"total_bytes": disk.total_bytes, "cleaned_bytes": disk.cleaned_bytes},
+        "times": [asdict(time) for time in outlook.times],
+        "device": outlook.device,
+        "rates": asdict(outlook.rates) if outlook.rates else None,
         "unknown": list(outlook.unknown),
         "shortages": [asdict(shortage) for shortage in outlook.shortages],
+        "nearest": None if outlook.nearest is None else list(outlook.nearest),
     }
     return json.dumps(plain, indent=2, ensure_ascii=False)

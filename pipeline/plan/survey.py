@@ -49,11 +49,13 @@ class DataFile:
     Attributes:
         num_rows: how many rows it has; None where there are more than were read.
         longest_bytes: of the longest prompt read, or the longest whole pair, in UTF-8.
+        mean_bytes: of those read.
         chats: whether it holds chats.
     """
 
     num_rows: int | None
     longest_bytes: int
+    mean_bytes: int
     chats: bool
 
 
@@ -154,17 +156,17 @@ def _data(section: PromptsConfig | PairsConfig, section_key: str) -> DataFile | 
         return f"{key} {name} is not on this machine: how many {section_key} there are, how long, texts or chats"
     if path.suffix not in _JSON_SUFFIXES:
         return f"{key} {name}: how many {section_key} there are, how long, texts or chats (only JSON is looked into)"
-    longest, count, chats = 0, 0, False
+    longest, total, count, chats = 0, 0, 0, False
     for where, row in islice(read_rows(path, key=key), _MOST_ROWS + 1):
         if isinstance(section, PairsConfig):
-            longest = max(longest, len(json.dumps(row, ensure_ascii=False).encode()))
+            num_bytes = len(json.dumps(row, ensure_ascii=False).encode())
         else:
             columns = find_columns(row, section.columns, where=where)
             value = row.get(columns.prompt or columns.messages or "")
             chats = chats or isinstance(value, list) or section.to_chat
-            longest = max(longest, len(_text(value).encode()))
-        count += 1
-    return DataFile(count if count <= _MOST_ROWS else None, longest, chats)
+            num_bytes = len(_text(value).encode())
+        longest, total, count = max(longest, num_bytes), total + num_bytes, count + 1
+    return DataFile(count if count <= _MOST_ROWS else None, longest, -(-total // max(1, count)), chats)
 
 
 def _missing_evaluation(evaluate: EvaluateConfig | None) -> list[str]:
