@@ -23,7 +23,7 @@ Look = Callable[[Words], tuple[Config, Sequence[Shortage]]]
 _FOLLOWED = 5  # combinations, of each number of changes
 _MOST_CHANGES = 6
 _SET = re.compile(r"--set ([\w.]+=[\w.-]+)(?=[,;. ]|$)")
-_MOST_LOOKS = 500
+_MOST_LOOKS = 300
 _NO_BYTES = 1 << 60  # what counts for a shortage that is no matter of bytes
 
 
@@ -72,9 +72,10 @@ def _search(look: Look, hardware: Hardware, levers: Callable[[Config, Hardware],
 
 
 def _asked(shortages: Sequence[Shortage]) -> Iterator[Words]:
-    """What shortages themselves say would mend them."""
+    """What shortages that are no matter of bytes say would mend them; a GPU that is there is not left idle."""
     for found in shortages:
-        yield from ((word,) for word in _SET.findall(found.fix))
+        if found.missing_bytes is None:
+            yield from ((word,) for word in _SET.findall(found.fix) if word != "update.device=cpu")
 
 
 def _merged(words: Words, step: Words) -> Words:
@@ -98,8 +99,6 @@ def _same_result(config: Config, hardware: Hardware) -> Iterator[Words]:
     if config.cluster.placement == "split":
         in_turn = (f"sample.engines={gpus}", "sample.tensor_parallel_size=1") if gpus else ()
         yield ("cluster.placement=colocate", *in_turn)
-    if gpus and config.update.device != "cpu":
-        yield ("update.device=cpu",)
 
 
 def _of_update(config: Config, hardware: Hardware) -> Iterator[Words]:

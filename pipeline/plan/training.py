@@ -94,11 +94,15 @@ class _Rank:
     def computing(self) -> list[Part]:
         """The end of a forward, where the way back through the head begins."""
         before = self._gradients() if self._accumulates else Part("", 0, False)
-        return [*self._held(), before, *self._activations(), self._vocabulary(1), self._holes()]
+        bucket = Part("", 0, False) if self.on_cpu else self._bucket()  # on a CPU its pages are not touched yet
+        return [*self._held(), before, *self._activations(), self._vocabulary(1), bucket, self._holes()]
 
     def going_back(self) -> list[Part]:
-        """The end of a backward: the embedding's gradient is there beside those that add up."""
-        beside = (1 if self._accumulates else 0) + (1 if self.facts.tied else 0)
+        """The end of a backward: the embedding's gradient is there beside those that add up.
+
+        From stage 2 on no gradient is left of the forward before, and torch copies the new one for DeepSpeed to take.
+        """
+        beside = (2 if self._stage > 1 else int(self._accumulates)) + int(self.facts.tied)
         return [*self._held(), self._gradients(), self._bucket(), self._vocabulary(beside), *self._kept()]
 
     def reducing(self) -> list[Part]:
@@ -195,7 +199,8 @@ class _Rank:
         if self._stage == 1 and ranks == 1:
             return Part("", 0, False)
         rounded = self._each if self._stage == 2 and self._each < FLOAT and ranks > 1 else 0
-        return Part("gradients of one rank, reduced", num * (FLOAT + rounded) // ranks, False)
+        copies = 2 if self.on_cpu and ranks > 1 else 1  # gloo's thread still holds the one before
+        return Part("gradients of a rank, reduced", copies * num * (FLOAT + rounded) // ranks, False)
 
     # ---- sizes ------------------------------------------------------------------------------------------------------
 
