@@ -60,7 +60,7 @@ def calibrate(config: Config, survey: Survey, hardware: Hardware) -> Rates:
     parts["update"] = lambda: apart(trainer_rates, *trained)
     found, missing = _tried(parts)
     step_s = found.pop("step_s", 0.0)
-    source = f"calibrated on {device_name(hardware)}, {date.today().isoformat()}"
+    source = f"a calibration on {device_name(hardware)}, {date.today().isoformat()}"
     return Rates(source, {stage: Rate("tokens", per_s) for stage, per_s in found.items()}, step_s, tuple(missing))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipeline.config import Config
 from pipeline.plan import times
 from pipeline.plan.fit import Worker
 from pipeline.plan.memory import Need, size
@@ -30,7 +31,7 @@ def lines(outlook: Outlook) -> Iterator[tuple[str, str]]:
         yield "devices", outlook.hardware.told
         yield "placement", outlook.placement
     for label, worker in zip(["workers", *[""] * len(outlook.workers)], outlook.workers, strict=False):
-        yield label, _worker(worker)
+        yield label, _worker(worker, outlook.config)
     yield from _memory(outlook)
     yield "disk", outlook.disk.told
     yield from _time(outlook)
@@ -89,11 +90,16 @@ def _rows(outlook: Outlook) -> str:
     )
 
 
-def _worker(worker: Worker) -> str:
+def _worker(worker: Worker, config: Config) -> str:
     asked = f"{worker.resources.cpus:g} core{'s' * (worker.resources.cpus > 1)}"
     if worker.resources.gpus:
         asked += f" and {worker.resources.gpus:g} GPU{'s' * (worker.resources.gpus > 1)}"
-    return f"{worker.count} {worker.kind}{'s' * (worker.count > 1)}, {asked} each"
+    shared = ""
+    if worker.kind == "sampler" and config.sample.tensor_parallel_size > 1:
+        shared = f", tensor parallel size {config.sample.tensor_parallel_size}"
+    if worker.kind == "trainer":
+        shared = f", under ZeRO {config.update.zero_stage}"
+    return f"{worker.count} {worker.kind}{'s' * (worker.count > 1)}, {asked} each{shared}"
 
 
 def _memory(outlook: Outlook) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """How long a round takes by stage, from the rates that are known: seconds, tokens and accelerator-hours, at most.
 
 Answers are taken to be as long as allowed and every prompt to make its pairs, so that a round takes less where they are
-shorter. Stages are told one after another; what overlaps, and what starts and publishes, is not counted.
+shorter. Stages are told one after another; what overlaps, what starts and publishes, and rewards that are no models are
+not counted.
 """
 
 from __future__ import annotations
@@ -49,42 +50,72 @@ def times_of(
         held: how many devices the run holds.
     """
     counts = {worker.kind: worker.count for worker in workers}
-    works = [*_works(found, config, survey)]
-    times = []
-    for stage, rows, tokens, kind in works:
-        seconds = _seconds(stage, rows, tokens, rates, max(1, counts.get(kind, 1)))
+
+    def timed(stage: str, works: Sequence[_Work], rows: int, tokens: int) -> StageTime:
+        each = [_seconds(work, rates, max(1, counts.get(_WHO[work.rate], 1))) for work in works]
+        seconds = None if None in each else sum(each_s or 0.0 for each_s in each)
         if stage == "update" and seconds is not None and rates is not None:
             seconds += found.most_steps * rates.step_s
-        hours = None if seconds is None else seconds * held / _HOUR
-        times.append(StageTime(stage, rows, tokens, seconds, hours))
+        return StageTime(stage, rows, tokens, seconds, None if seconds is None else seconds * held / _HOUR)
+
+    times = [timed(work.rate, [work], work.rows, work.tokens) for work in _works(found, config, survey)]
+    if config.evaluate is not None:
+        works = [*_evaluation(config, survey)]
+        times.append(timed("evaluate", works, works[0].rows, sum(work.tokens for work in works)))
     return times
 
 
-def _works(found: RoundOutlook, config: Config, survey: Survey) -> Iterator[tuple[str, int, int, str]]:
-    """Each stage with its rows, its tokens, and who works."""
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Rows with their tokens, at a rate."""
+
+    rate: str
+    rows: int
+    tokens: int
+
+
+_WHO = {"prompt": "sampler", "sample": "sampler", "score": "scorer", "reference": "trainer", "update": "trainer"}
+
+
+def _works(found: RoundOutlook, config: Config, survey: Survey) -> Iterator[_Work]:
+    """A round's stages in their order."""
     lengths = mean_lengths_of(config, survey)
     pair, answers = lengths.prompt + 2 * lengths.answer, found.num_prompts * found.num_generations
     if answers:
-        yield "prompt", found.num_prompts, found.num_prompts * lengths.prompt, "sampler"
-        yield "sample", answers, answers * lengths.answer, "sampler"
-        if models := sum(isinstance(reward, ModelReward) for reward in config.rewards):
-            yield "score", answers, models * answers * lengths.total, "scorer"
+        yield _Work("prompt", found.num_prompts, found.num_prompts * lengths.prompt)
+        yield _Work("sample", answers, answers * lengths.answer)
+        if models := _num_models(config):
+            yield _Work("score", answers, models * answers * lengths.total)
     rows, tokens = found.most_pairs, found.most_pairs * pair
     if found.made == "groups":
         tokens = found.most_pairs * (lengths.prompt + found.num_generations * lengths.answer)
     if found.num_references:
-        yield "reference", found.num_references * rows, found.num_references * tokens, "trainer"
+        yield _Work("reference", found.num_references * rows, found.num_references * tokens)
     epochs = config.update.num_train_epochs
-    yield "update", epochs * rows, epochs * tokens, "trainer"
+    yield _Work("update", epochs * rows, epochs * tokens)
 
 
-def _seconds(stage: str, rows: int, tokens: int, rates: Rates | None, workers: int) -> float | None:
-    if rates is None or (stage not in rates.of and stage != "prompt"):
+def _evaluation(config: Config, survey: Survey) -> Iterator[_Work]:
+    """One answer to each held-out prompt, its rewards, and its log-probs under the policy and the first one."""
+    lengths, num = mean_lengths_of(config, survey), config.evaluate.num_prompts if config.evaluate else 0
+    yield _Work("prompt", num, num * lengths.prompt)
+    yield _Work("sample", num, num * lengths.answer)
+    if models := _num_models(config):
+        yield _Work("score", num, models * num * lengths.total)
+    yield _Work("reference", 2 * num, 2 * num * lengths.total)
+
+
+def _num_models(config: Config) -> int:
+    return sum(isinstance(reward, ModelReward) for reward in config.rewards)
+
+
+def _seconds(work: _Work, rates: Rates | None, workers: int) -> float | None:
+    if rates is None or (work.rate not in rates.of and work.rate != "prompt"):
         return None
-    rate = rates.of.get(stage)
+    rate = rates.of.get(work.rate)
     if rate is None:
         return 0.0  # a run's report counts it under sample
-    return (rows if rate.unit == "rows" else tokens) / rate.per_s / workers
+    return (work.rows if rate.unit == "rows" else work.tokens) / rate.per_s / workers
 
 
 def held_devices(hardware: Hardware, workers: Sequence[Worker]) -> tuple[int, str]:
@@ -102,7 +133,8 @@ def told(times: Sequence[StageTime], rates: Rates, device: str) -> str:
         if time.stage == "prompt" and not time.seconds:
             continue
         spent = "not known" if time.seconds is None else duration(time.seconds)
-        parts.append(f"{time.stage} {spent} ({time.tokens:,} tokens)")
-    seconds, hours = sum(t.seconds or 0 for t in known), sum(t.device_hours or 0 for t in known)
+        hours = "" if time.device_hours is None else f", {time.device_hours:.2g} {device}-hours"
+        parts.append(f"{time.stage} {spent} ({time.tokens:,} tokens{hours})")
+    seconds, all_hours = sum(t.seconds or 0 for t in known), sum(t.device_hours or 0 for t in known)
     whole = "" if len(known) == len(times) else ", without what is not known"
-    return f"{duration(seconds)} and {hours:.2f} {device}-hours a round at most{whole}: {', '.join(parts)}"
+    return f"{duration(seconds)} and {all_hours:.2g} {device}-hours a round at most{whole}: {', '.join(parts)}"

@@ -71,7 +71,7 @@ def seconds(outlook: Outlook) -> dict[str, float | None]:
 
 def test_without_rates_no_time_is_told(shapes, capsys):
     found = seconds(outlook_by(None, config_of(shapes)))
-    assert set(found) == {"prompt", "sample", "score", "reference", "update"}
+    assert set(found) == {"prompt", "sample", "score", "reference", "update", "evaluate"}
     assert all(each is None for each in found.values())
     show_plan(QUICKSTART, [], devices=None, in_json=False)
     told = capsys.readouterr().out
@@ -104,7 +104,7 @@ def test_twice_the_prompts_take_twice_as_long_and_twice_the_engines_half(shapes)
 def test_what_was_not_measured_is_not_known(shapes):
     without = replace(RATES, of={stage: rate for stage, rate in RATES.of.items() if stage != "score"})
     found = seconds(outlook_by(without, config_of(shapes)))
-    assert found["score"] is None and found["sample"] is not None
+    assert found["score"] is None and found["evaluate"] is None and found["sample"] is not None
 
 
 def test_rates_are_kept_by_device_model_and_dtype(shapes):
@@ -155,7 +155,8 @@ def test_a_calibration_is_kept_for_later_plans(tmp_path, monkeypatch, capsys):
     LlamaForCausalLM(LlamaConfig(**SHAPES | {"bos_token_id": 1, "eos_token_id": 2})).save_pretrained(tmp_path / "tiny")
     reward = [{"type": "function", "target": "stages.score.functions:exact_match"}]
     sets = [f"policy.path={tmp_path / 'tiny'}", f"score.rewards={json.dumps(reward)}", f"run.dir={tmp_path}"]
-    sets += ["pairs={path: pairs.jsonl}", "prompts=null", "evaluate=null"]
+    sets += ["rounds=1", "pairs={path: pairs.jsonl}", "prompts=null", "evaluate=null"]
+    capsys.readouterr()
     show_plan(QUICKSTART, sets, devices=None, in_json=True, calibrated=True)
     measured = json.loads(capsys.readouterr().out)
     assert measured["rates"]["missing"] == []
