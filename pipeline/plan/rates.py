@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pipeline import embedded
 from pipeline.config import Config
 from pipeline.files import read_json, write_json
-from pipeline.plan.hardware import Hardware
+from pipeline.plan.hardware import Hardware, gpu_name
 from pipeline.plan.model_facts import ModelFacts
 from pipeline.reading import run_settings
 from pipeline.versions import installed_versions, kept_versions
@@ -98,7 +98,7 @@ def _key(config: Config, facts: ModelFacts, hardware: Hardware) -> dict[str, Any
 def device_name(hardware: Hardware) -> str:
     """The devices that a rate was measured on: the GPU's name, or the processor with its cores."""
     if hardware.gpu_bytes is not None:
-        return f"{hardware.node.gpus:g} GPUs of {hardware.gpu_bytes >> 20} MiB"
+        return f"{hardware.node.gpus:g} x {gpu_name()} of {hardware.gpu_bytes >> 20} MiB"
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("model name"):
