@@ -55,7 +55,7 @@ def _time(outlook: Outlook) -> Iterator[tuple[str, str]]:
     if outlook.rates is None:
         tokens = ", ".join(f"{time.stage} {time.tokens:,}" for time in outlook.times)
         yield "tokens", f"a round at most: {tokens}"
-        yield "time", "not known: prefloop plan --calibrate measures it here, in some seconds of work a stage"
+        yield "time", "not known: prefloop plan --calibrate measures it where it runs, in some seconds of work a stage"
         return
     yield "time", times.told(outlook.times, outlook.rates, outlook.device)
     yield "", f"by {outlook.rates.source}"

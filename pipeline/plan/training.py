@@ -114,8 +114,8 @@ class _Rank:
         if not self.on_cpu:
             return []  # they are gathered in the machine's memory: `memory.host_of_trainer`
         rounded = self._num * self._each if self._each < FLOAT else 0
-        copies = Part("all weights in float32, while they are saved", self._num * FLOAT, True)
-        return [*self._held(), copies, Part(f"their roundings to {self.dtype}", rounded, True), *self._kept()]
+        copies = Part("all weights in float32, while they are saved", self._num * FLOAT, False)
+        return [*self._held(), copies, Part(f"their roundings to {self.dtype}", rounded, False), *self._kept()]
 
     # ---- what is held through the update ----------------------------------------------------------------------------
 
@@ -189,7 +189,10 @@ class _Rank:
         return Part("DeepSpeed's bucket of gradients", buckets * num * each, False)
 
     def _reduced(self) -> Part:
-        """Copies of what is sent to each rank, or what is taken out for this one."""
+        """Copies of what is sent to each rank, or what is taken out for this one.
+
+        Rounded gradients under stage 2 are put in one piece, and that is copied to float32.
+        """
         num, ranks = min(self._trained, _BUCKET), self.update.workers
         if self._stage == 0:
             return Part("gradients in one piece, to be reduced", num * FLOAT if ranks > 1 else 0, False)
@@ -198,7 +201,7 @@ class _Rank:
             return Part("parameters that ZeRO 3 gathers, and gradients to be reduced", gathered + num * FLOAT, False)
         if self._stage == 1 and ranks == 1:
             return Part("", 0, False)
-        rounded = self._each if self._stage == 2 and self._each < FLOAT and ranks > 1 else 0
+        rounded = self._each if self._stage == 2 and self._each < FLOAT else 0
         copies = 2 if self.on_cpu and ranks > 1 else 1  # gloo's thread still holds the one before
         return Part("gradients of a rank, reduced", copies * num * (FLOAT + rounded) // ranks, False)
 
