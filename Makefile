@@ -9,6 +9,7 @@
 # make bench-round    what a round costs, side by side; a JSON line a case
 # make bench-pairing  how fast answers become pairs, likewise
 # make bench-update   an optimizer step against TRL's, likewise
+# make bench-memory   the plan's memory of a training rank beside the measured peak, likewise
 # make reproduce      DPO, DPOP and MinorDPO where they may break: docs/robustness.md anew
 # make format     format, and mend what the linter can
 # make install    install what is missing
@@ -28,7 +29,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: help run s3-server test test-slow test-all test-faults test-browser check bench-round bench-pairing bench-update reproduce format install clean-env
+.PHONY: help run s3-server test test-slow test-all test-faults test-browser check bench-round bench-pairing bench-update bench-memory reproduce format install clean-env
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -74,6 +75,9 @@ bench-pairing: $(READY)
 
 bench-update: $(READY)
 	@PYTHONPATH=. $(BIN)/python benchmarks/update.py $(ARGS)
+
+bench-memory: $(READY)
+	@PYTHONPATH=. $(BIN)/python benchmarks/memory.py $(ARGS)
 
 reproduce: $(READY)
 	@PYTHONPATH=. $(BIN)/python -m benchmarks.robustness $(ARGS)

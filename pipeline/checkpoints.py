@@ -28,6 +28,8 @@ from stages.weights import file_sha256
 _log = logging.getLogger(__name__)
 _KEPT = 2
 _ASKED = "asked"  # there while somebody waits for a checkpoint, whatever the clock says
+MOST_AT_ONCE = _KEPT + 1
+"""Checkpoints of an update on disk while one is being written."""
 
 
 class CheckpointFolder:

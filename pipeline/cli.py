@@ -187,11 +187,14 @@ def export_command(run: str, kind: str | None, rounds: tuple[int, ...], out: Pat
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key, e.g. sample.temperature=0.8"
 )
 @click.option("--json", "in_json", is_flag=True, help="for machines")
-def plan_command(config: Path, devices: str | None, overrides: tuple[str, ...], in_json: bool) -> None:
-    """Show what CONFIG will do and need, and refuse what the devices cannot hold; starts nothing."""
+@click.option("--calibrate", "calibrated", is_flag=True, help="measure here, on a few rows, how fast each stage works")
+def plan_command(
+    config: Path, devices: str | None, overrides: tuple[str, ...], in_json: bool, calibrated: bool
+) -> None:
+    """Show what CONFIG will do and need, and refuse what the devices cannot hold; starts nothing by itself."""
     from pipeline.plan.command import show_plan
 
-    answer_for(lambda: show_plan(config, overrides, devices=devices, in_json=in_json))
+    answer_for(lambda: show_plan(config, overrides, devices=devices, in_json=in_json, calibrated=calibrated))
 
 
 @main.command("doctor")

@@ -61,6 +61,11 @@ class PolicyConfig(Settings):
     path: str = Field(min_length=1, description="a Hugging Face folder, a hub name, or embedded:reverse")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     pad_token: str | None = Field(None, description="where the tokenizer names none")
+    shapes: dict[str, Any] | None = where(
+        None,
+        description="what its config.json says, for `prefloop plan` where the model is not here: model_type, "
+        "hidden_size, num_hidden_layers and so on",
+    )
 
 
 class PromptsConfig(Settings):

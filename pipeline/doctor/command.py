@@ -93,7 +93,7 @@ def _disk(folder: Path, config: Config | None) -> str:
     needed = None
     if config is not None:
         with suppress(PrefloopError):  # for what a config names there are lines of their own
-            needed = outlook_of(config).disk_bytes
+            needed = outlook_of(config).disk.total_bytes
     return machine.disk(folder, needed=needed)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.apart import be_quiet
 from stages.protocols import SampleRequest, Weights
 from stages.sample.config import SampleConfig
 from stages.update.config import UpdateConfig
@@ -19,7 +19,7 @@ def engine_logps(
     folder: Path, config: SampleConfig, dtype: str, prompts: Sequence[list[int]], use_gpu: bool
 ) -> list[tuple[list[int], list[int], float]]:
     """Prompt, sampled tokens, and the engine's log-prob of them, for every prompt that got an answer."""
-    _be_quiet()
+    be_quiet()
     from stages.sample.vllm_sampler import VLLMSampler
 
     few = {"num_generations": 1, "max_new_tokens": min(config.max_new_tokens, _MOST_TOKENS), "tensor_parallel_size": 1}
@@ -39,7 +39,7 @@ def trainer_logps(
     folder: Path, config: UpdateConfig, dtype: str, pad_token: str | None, rows: Sequence[tuple[list[int], list[int]]]
 ) -> list[float]:
     """The trainer's log-prob of every answer, as one rank of it computes them."""
-    _be_quiet()
+    be_quiet()
     import torch.distributed as dist
 
     from stages.update.rows import AnswerRow
@@ -51,11 +51,3 @@ def trainer_logps(
     trainer.load(Weights.found(folder, round=0))
     found = trainer.logps([AnswerRow(str(at), prompt, tokens) for at, (prompt, tokens) in enumerate(rows)])
     return [found[str(at)] for at in range(len(rows))]
-
-
-def _be_quiet() -> None:
-    """Send what libraries say in this process nowhere; errors come back as they are."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    sys.stdout.flush()
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -15,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import models
+from pipeline.apart import apart
 from pipeline.config import Config
 from pipeline.doctor.finding import Bad, LeftOut
 from pipeline.doctor.logps import engine_logps, trainer_logps
@@ -184,13 +183,13 @@ def engine_against_trainer(named: Named) -> str:
     """Answers that vLLM samples, and what engine and trainer think of each of their tokens; each in its own process."""
     config, prompts = named.config.for_round(1), named.prompts.slice(0, _ANSWERS)["prompt_token_ids"].to_pylist()
     gpu, folder = _has_gpu(), named.policy
-    sampled = _apart(engine_logps, folder, config.sample, config.policy.dtype, prompts, gpu)
+    sampled = apart(engine_logps, folder, config.sample, config.policy.dtype, prompts, gpu)
     if not sampled:
         raise Bad(
             f"the engine gave no answer to {len(prompts)} prompts", "prefloop sample CONFIG --out FOLDER says more"
         )
     rows = [(prompt, tokens) for prompt, tokens, _ in sampled]
-    trained = _apart(trainer_logps, folder, config.update, config.policy.dtype, config.policy.pad_token, rows)
+    trained = apart(trainer_logps, folder, config.update, config.policy.dtype, config.policy.pad_token, rows)
     gap = Gap.between((mine, its, len(tokens)) for (_, tokens, mine), its in zip(sampled, trained, strict=True))
     told = f"{len(rows)} answers, {sum(len(tokens) for _, tokens in rows)} tokens: {gap.mean:.2g} nats a token apart"
     try:
@@ -199,12 +198,6 @@ def engine_against_trainer(named: Named) -> str:
         fix = "vLLM and transformers disagree on this model: another policy.dtype, or another model"
         raise Bad(f"{told}, wanted {GAP_LIMIT:g} at most", fix) from None
     return told
-
-
-def _apart(work: Any, *args: Any) -> Any:
-    """What a function gives in a fresh process, whose memory goes with it."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *args).result()
 
 
 def _has_gpu() -> bool:

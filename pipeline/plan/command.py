@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.config_file import load_config
 from pipeline.console import Console
-from pipeline.plan.fit import Shortage, Worker
+from pipeline.plan.fit import Shortage
 from pipeline.plan.hardware import Hardware, here, named
-from pipeline.plan.memory import Need, size
-from pipeline.plan.model_facts import ModelFacts
+from pipeline.plan.nearest import Words, nearest_fit
 from pipeline.plan.outlook import Outlook, as_json, look_ahead
+from pipeline.plan.rates import Rates, keep_rates, kept_rates
 from pipeline.plan.rounds import distinct, rounds_of
-from pipeline.plan.survey import look
+from pipeline.plan.survey import Survey, look
+from pipeline.plan.telling import lines, set_words
 from stages.errors import ConfigError
 
-_TEMPLATE = {True: "a chat template", False: "no chat template", None: "no tokenizer here"}
 
-
-def show_plan(config_file: Path, overrides: Sequence[str], *, devices: str | None, in_json: bool) -> None:
+def show_plan(
+    config_file: Path, overrides: Sequence[str], *, devices: str | None, in_json: bool, calibrated: bool = False
+) -> None:
     """Print what a config will do on the devices named, else on what is here.
 
+    Args:
+        calibrated: measure first how fast the stages work here, and keep that for later plans.
+
     Raises:
-        ConfigError: if they cannot hold it, or by the estimate will not.
+        ConfigError: if they cannot hold it, or by the estimate will not; with the nearest setting that they hold.
         PrefloopError: for a file that is here and cannot be used.
     """
-    config = load_config(config_file, overrides)
-    outlook = outlook_of(config, devices, beside=config_file.absolute().parent)
+    config, beside = load_config(config_file, overrides), config_file.absolute().parent
+    hardware, survey = _hardware(config, devices), _survey(config, beside)
+    rates = _rates(config, survey, None if devices else hardware, calibrated=calibrated)
+    outlook = look_ahead(config, survey, hardware, elsewhere=devices is not None, rates=rates)
+    if outlook.shortages and hardware is not None:
+
+        def look_again(words: Words) -> tuple[Config, Sequence[Shortage]]:
+            other = load_config(config_file, [*overrides, *words])
+            return other, look_ahead(other, survey, hardware, elsewhere=devices is not None).shortages
+
+        outlook = replace(outlook, nearest=nearest_fit(look_again, hardware))
     console = Console()
     if in_json:
         console.text(as_json(outlook))
     else:
-        for label, text in _lines(outlook):
+        for label, text in lines(outlook):
             console.text(f"{label:<11}{text}".rstrip())
     if outlook.shortages:
-        raise _refusal(outlook.shortages)
+        raise _refusal(outlook.shortages, nearest=outlook.nearest)
 
 
 def outlook_of(config: Config, devices: str | None = None, *, beside: Path | None = None) -> Outlook:
@@ -45,14 +59,41 @@ def outlook_of(config: Config, devices: str | None = None, *, beside: Path | Non
     Args:
         beside: the config file's folder, where it is not on Python's path yet.
     """
-    hardware: Hardware | None = None
+    return look_ahead(config, _survey(config, beside), _hardware(config, devices), elsewhere=devices is not None)
+
+
+def _hardware(config: Config, devices: str | None) -> Hardware | None:
     if devices is not None:
-        hardware = named(devices)
-    elif config.cluster.address == "local":
-        hardware = here(config.cluster)
-    configs = list(distinct(found for _, found in rounds_of(config)))
-    survey = look(configs or [config], beside=beside)
-    return look_ahead(config, survey, hardware, elsewhere=devices is not None)
+        return named(devices)
+    return here(config.cluster) if config.cluster.address == "local" else None
+
+
+def _survey(config: Config, beside: Path | None) -> Survey:
+    return look(list(distinct(found for _, found in rounds_of(config))) or [config], beside=beside)
+
+
+def _rates(config: Config, survey: Survey, hardware: Hardware | None, *, calibrated: bool) -> Rates | None:
+    """How fast stages work here, as far as it is known.
+
+    Args:
+        hardware: of this machine; None where the plan is for another.
+
+    Raises:
+        ConfigError: if they are to be measured and cannot.
+    """
+    if hardware is None:
+        if calibrated:
+            wanted, fix = "this machine, on which it measures", "leave --devices or cluster.address out"
+            raise ConfigError("--calibrate", wanted=wanted, got="a plan for another", fix=fix)
+        return None
+    if calibrated:
+        from pipeline.plan.calibrate import calibrate
+
+        rates = calibrate(config, survey, hardware)
+        if survey.policy.facts is not None and not rates.missing:
+            keep_rates(rates, config, survey.policy.facts, hardware)
+        return rates
+    return kept_rates(config, survey.policy.facts, hardware) if survey.policy.facts is not None else None
 
 
 def refuse_what_cannot_be_held(config: Config) -> list[Shortage]:
@@ -70,93 +111,13 @@ def refuse_what_cannot_be_held(config: Config) -> list[Shortage]:
     return list(shortages)
 
 
-def _refusal(shortages: Sequence[Shortage]) -> ConfigError:
-    """The first shortage, those that are certain before those that are estimated, and how many more there are."""
+def _refusal(shortages: Sequence[Shortage], *, nearest: Words | None = None) -> ConfigError:
+    """The first shortage, those that are certain before those that are estimated, and how many more there are.
+
+    Args:
+        nearest: words that make it fit, where some were found.
+    """
     first, *others = sorted(shortages, key=lambda shortage: not shortage.certain)
     more = f" ({len(others)} more: {', '.join(other.where for other in others)})" if others else ""
-    return ConfigError(first.where, wanted=first.wanted, got=first.got, fix=first.fix + more)
-
-
-# ---- in words -------------------------------------------------------------------------------------------------------
-
-
-def _lines(outlook: Outlook) -> Iterator[tuple[str, str]]:
-    config = outlook.config
-    rounds = f"{len(outlook.rounds)} round{'s' * (len(outlook.rounds) != 1)}"
-    yield "plan", f"{outlook.name}: {rounds} of {config.update.told} on {config.policy.path}"
-    if outlook.policy.facts is not None:
-        yield "policy", _facts(outlook.policy.facts, config.policy.dtype)
-    for found in outlook.rounds:
-        yield f"round {found.number}", found.sentence
-    if config.evaluate is not None:
-        asked = f"at most {config.evaluate.num_prompts:,} held-out prompts"
-        yield "evaluate", f"{asked}, one answer each, before the first round and after every round"
-    yield "rows", _rows(outlook)
-    if outlook.hardware is not None:
-        yield "devices", outlook.hardware.told
-        yield "placement", outlook.placement
-    for label, worker in zip(["workers", *[""] * len(outlook.workers)], outlook.workers, strict=False):
-        yield label, _worker(worker)
-    yield from _memory(outlook)
-    yield "disk", _disk(outlook)
-    for label, words in zip(["not known", *[""] * len(outlook.unknown)], outlook.unknown, strict=False):
-        yield label, words
-    for shortage in outlook.shortages:
-        label = "no room" if shortage.certain else "tight"
-        yield label, f"{shortage.where}: wanted {shortage.wanted.splitlines()[0]}, got {shortage.got}"
-    if not outlook.shortages:
-        yield "it fits", "as far as is known" if outlook.unknown else "by these estimates"
-
-
-def _facts(facts: ModelFacts, dtype: str) -> str:
-    context = f"context {facts.context:,}" if facts.context else "context not told"
-    return (
-        f"{facts.num_parameters / 1e6:,.1f} million parameters, {size(facts.weights_bytes(dtype))} in {dtype}; "
-        f"{context}; KV cache {facts.kv_bytes(dtype):,} bytes a token; "
-        f"{_TEMPLATE[facts.chat_template]}"
-    )
-
-
-def _rows(outlook: Outlook) -> str:
-    if not outlook.rounds:
-        return "none: no round"
-    most = max(outlook.rounds, key=lambda found: (found.num_prompts * found.num_generations, found.most_pairs))
-    candidates = most.num_prompts * most.num_generations
-    paired = candidates if most.made == "groups" else 2 * most.most_pairs
-    return (
-        f"a round at most: {most.num_prompts:,} prompts, {candidates:,} candidates with rewards, "
-        f"{most.most_pairs:,} {most.made}, {most.num_references * min(paired, candidates or paired):,} "
-        "reference log-probs"
-    )
-
-
-def _worker(worker: Worker) -> str:
-    asked = f"{worker.resources.cpus:g} core{'s' * (worker.resources.cpus > 1)}"
-    if worker.resources.gpus:
-        asked += f" and {worker.resources.gpus:g} GPU{'s' * (worker.resources.gpus > 1)}"
-    return f"{worker.count} {worker.kind}{'s' * (worker.count > 1)}, {asked} each"
-
-
-def _memory(outlook: Outlook) -> Iterator[tuple[str, str]]:
-    """What each kind of worker needs, largest parts first; what is below a hundredth is left out."""
-    label, rest = "memory", outlook.config.cluster.placement == "colocate"
-    for worker in outlook.workers:
-        for need, device in ((worker.on_gpu, "of each GPU"), (worker.on_host, "of its machine")):
-            if need is not None:
-                need = max(need, need.at_rest(), key=lambda each: each.total) if rest else need
-                yield label, f"a {need.who} takes {size(need.total)} {device}: {_parts(need)}"
-                label = ""
-
-
-def _parts(need: Need) -> str:
-    parts = sorted(need.parts, key=lambda part: -part.bytes)
-    return ", ".join(f"{size(part.bytes)} {part.what}" for part in parts if 100 * part.bytes >= need.total)
-
-
-def _disk(outlook: Outlook) -> str:
-    free = "" if outlook.free_bytes is None else f"; {size(outlook.free_bytes)} are free"
-    tables = f"some {size(outlook.tables_bytes)} of tables at most"
-    policies = "1 policy" if outlook.num_policies == 1 else f"{outlook.num_policies} policies"
-    if outlook.policy_bytes is None or outlook.disk_bytes is None:
-        return f"{tables}, and {policies}{free}"
-    return f"{size(outlook.disk_bytes)}: {policies} of {size(outlook.policy_bytes)}, and {tables}{free}"
+    fix = f"the nearest that fits: {set_words(nearest)}; or: {first.fix}" if nearest else first.fix
+    return ConfigError(first.where, wanted=first.wanted, got=first.got, fix=fix + more)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from cluster.resources import Place, Resources, place
 from pipeline.config import Config
 from pipeline.layout import lay_out
-from pipeline.plan import memory
+from pipeline.plan import memory, training
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.memory import Lengths, Need, size
 from pipeline.plan.model_facts import ModelFacts
-from pipeline.plan.survey import DataFile, Survey
+from pipeline.plan.survey import Survey
 from stages.score.config import ModelReward
 
 _UNKNOWN_PROMPT_TOKENS = 512
@@ -24,13 +24,18 @@ _SMALL_VOCABULARY = 5000
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """Something that cannot be held (`certain`), or by an estimate will not."""
+    """Something that cannot be held (`certain`), or by an estimate will not.
+
+    Attributes:
+        missing_bytes: by how much; None where it is no matter of bytes.
+    """
 
     where: str
     wanted: str
     got: str
     fix: str
     certain: bool
+    missing_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +69,14 @@ def workers_of(config: Config, survey: Survey, hardware: Hardware, *, whole: Con
     if facts is not None:
         lengths = lengths_of(config, survey)
         on_cpu = not layout.trainer.gpus
-        trainer = memory.trainer(facts, config.update, dtype=dtype, lengths=lengths, on_cpu=on_cpu)
-        beside = None if on_cpu else memory.host_of_trainer(facts, config.update)
+        trainer = training.trainer(facts, config.update, dtype=dtype, lengths=lengths, on_cpu=on_cpu)
+        beside = (
+            None
+            if on_cpu
+            else memory.host_of_trainer(
+                facts, config.update, num_trained=training.trained_parameters(facts, config.update)
+            )
+        )
     models = [reward for reward in config.rewards if isinstance(reward, ModelReward)]
     known = [(reward, found) for reward in models if (found := survey.rewards[reward.path].facts) is not None]
     if len(known) == len(models):
@@ -102,8 +113,21 @@ def _worker(kind: str, count: int, resources: Resources, need: Need | None, besi
 
 def lengths_of(config: Config, survey: Survey) -> Lengths:
     """Tokens of the longest prompt, estimated from its bytes, and of the longest answer; both within the context."""
-    file, facts = survey.data_of(config), survey.policy.facts
-    prompt = _UNKNOWN_PROMPT_TOKENS if file is None else _tokens(file, facts.vocab_size if facts else None)
+    file = survey.data_of(config)
+    return _lengths(config, survey, None if file is None else file.longest_bytes)
+
+
+def mean_lengths_of(config: Config, survey: Survey) -> Lengths:
+    """The same with prompts of mean length."""
+    file = survey.data_of(config)
+    return _lengths(config, survey, None if file is None else file.mean_bytes)
+
+
+def _lengths(config: Config, survey: Survey, prompt_bytes: int | None) -> Lengths:
+    facts = survey.policy.facts
+    prompt = _UNKNOWN_PROMPT_TOKENS
+    if prompt_bytes is not None:
+        prompt = _tokens(prompt_bytes, facts.vocab_size if facts else None)
     context = config.sample.max_model_len or (facts.context if facts else None)
     if config.pairs is not None:  # estimated from whole rows: half of each is taken for the prompt
         whole = min(prompt, config.pairs.max_length or prompt, context or prompt)
@@ -114,9 +138,9 @@ def lengths_of(config: Config, survey: Survey) -> Lengths:
     return Lengths(prompt, answer)
 
 
-def _tokens(file: DataFile, vocab_size: int | None) -> int:
+def _tokens(num_bytes: int, vocab_size: int | None) -> int:
     each = 1 if vocab_size is not None and vocab_size < _SMALL_VOCABULARY else _BYTES_A_TOKEN
-    return -(-file.longest_bytes // each) + _TEMPLATE_TOKENS
+    return -(-num_bytes // each) + _TEMPLATE_TOKENS
 
 
 # ---- shortages ------------------------------------------------------------------------------------------------------
@@ -134,7 +158,7 @@ def shortages_of(config: Config, survey: Survey, hardware: Hardware, workers: Se
         fix = "fewer sample.engines or update.workers, or more machines"
         return [*found, Shortage("workers", f"each whole on one machine: {asked}", hardware.told, fix, True)]
     found += _engine_too_small(config, survey, hardware, workers)
-    return found + _memory_shortages(config, hardware, list(zip(each, places, strict=True)))
+    return found + _memory_shortages(config, _fullest(config, hardware, list(zip(each, places, strict=True))))
 
 
 def _beyond_model(config: Config, survey: Survey) -> list[Shortage]:
@@ -155,11 +179,15 @@ def _beyond_model(config: Config, survey: Survey) -> list[Shortage]:
         wanted, fix = f"at most the model's context {facts.context:,}", f"--set sample.max_model_len={facts.context}"
         found.append(Shortage("sample.max_model_len", wanted, f"{sample.max_model_len:,}", fix, True))
     if config.num_engines and facts.context is not None and sample.max_new_tokens >= facts.context:
-        wanted, fix = f"less than the model's context {facts.context:,}", f"at most {facts.context - 1}"
+        wanted, fix = (
+            f"less than the model's context {facts.context:,}",
+            f"--set sample.max_new_tokens={facts.context // 2}",
+        )
         found.append(Shortage("sample.max_new_tokens", wanted, f"{sample.max_new_tokens:,}", fix, True))
     if facts.num_heads % sample.tensor_parallel_size:
         wanted = f"a divisor of the model's {facts.num_heads} attention heads"
-        fix = "2, 4 and 8 are usual"
+        largest = max(n for n in range(1, sample.tensor_parallel_size) if facts.num_heads % n == 0)
+        fix = f"--set sample.tensor_parallel_size={largest}"
         got = str(sample.tensor_parallel_size)
         found.append(Shortage("sample.tensor_parallel_size", wanted, got, fix, True))
     return found
@@ -178,8 +206,36 @@ def _engine_too_small(config: Config, survey: Survey, hardware: Hardware, worker
     return [_shortage(where, [inside], share.total, fix)]
 
 
-def _memory_shortages(config: Config, hardware: Hardware, placed: Sequence[tuple[Worker, Place]]) -> list[Shortage]:
-    """The fullest GPU and the fullest machine, where they overflow."""
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """The fullest of some devices: what it holds, and its room; None where that is not known."""
+
+    where: str
+    needs: Sequence[Need]
+    room: int | None
+
+    @property
+    def bytes(self) -> int:
+        return sum(need.total for need in self.needs)
+
+
+def fullest(config: Config, hardware: Hardware, workers: Sequence[Worker]) -> list[Filled]:
+    """The fullest GPU and the fullest machine; none where the workers find no place, or nothing is known of them."""
+    each = [worker for worker in workers for _ in range(worker.count)]
+    places = place(hardware.nodes, [worker.resources for worker in each])
+    return [] if places is None else _fullest(config, hardware, list(zip(each, places, strict=True)))
+
+
+def _memory_shortages(config: Config, found: Sequence[Filled]) -> list[Shortage]:
+    """Devices that overflow."""
+    return [
+        _shortage(full.where, full.needs, full.room, _advice(config, full.needs))
+        for full in found
+        if full.room is not None and full.bytes > full.room
+    ]
+
+
+def _fullest(config: Config, hardware: Hardware, placed: Sequence[tuple[Worker, Place]]) -> list[Filled]:
     on_gpu: dict[tuple[int, int], list[Need]] = defaultdict(list)
     on_host: dict[int, list[Need]] = defaultdict(list)
     for worker, spot in placed:
@@ -197,9 +253,9 @@ def _memory_shortages(config: Config, hardware: Hardware, placed: Sequence[tuple
             hardware.ram_bytes,
         ),
     ):
-        fullest = max(groups, key=lambda needs: sum(need.total for need in needs), default=[])
-        if room is not None and sum(need.total for need in fullest) > room:
-            found.append(_shortage(where, fullest, room, _advice(config, fullest)))
+        needs = max(groups, key=lambda needs: sum(need.total for need in needs), default=[])
+        if needs:
+            found.append(Filled(where, needs, room))
     return found
 
 
@@ -214,12 +270,12 @@ def _fullest_turn(needs: Sequence[Need]) -> list[Need]:
 def _shortage(where: str, needs: Sequence[Need], room: int, fix: str) -> Shortage:
     certain = sum(need.least for need in needs) > room
     parts = [
-        (f"{need.who}: {part.what}", part.bytes) for need in needs for part in need.parts if part.certain or not certain
+        (f"{need.who}: {part.what}", part.bytes) for need in needs for part in (need.certain if certain else need.parts)
     ]
     total = sum(number for _, number in parts)
     listed = "".join(f"\n{size(number):>10}  {what}" for what, number in parts if 100 * number >= total)
     wanted = f"{size(total)}{' at the least' if certain else ', by an estimate'}{listed}"
-    return Shortage(where, wanted, size(room), fix, certain)
+    return Shortage(where, wanted, size(room), fix, certain, missing_bytes=sum(need.total for need in needs) - room)
 
 
 def _advice(config: Config, needs: Sequence[Need]) -> str:

@@ -94,14 +94,24 @@ def _bytes(match: re.Match[str]) -> int:
     return int(float(match["size"]) * _UNITS[match["unit"].upper()])
 
 
-def _visible_gpus() -> list[int]:
-    """Bytes of each NVIDIA GPU that this process may use, as the driver's own tool tells them."""
-    asked = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+def gpu_name() -> str:
+    """What the driver calls the first GPU."""
+    return next(iter(_asked_driver("name")), "GPU").strip()
+
+
+def _asked_driver(fields: str) -> list[str]:
+    """A line for each NVIDIA GPU, as the driver's own tool tells them; none without it."""
+    asked = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout
+        return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return []
-    gpus = [[part.strip() for part in line.split(",")] for line in answer.splitlines() if line.count(",") == 2]
+
+
+def _visible_gpus() -> list[int]:
+    """Bytes of each NVIDIA GPU that this process may use."""
+    lines = _asked_driver("index,uuid,memory.total")
+    gpus = [[part.strip() for part in line.split(",")] for line in lines if line.count(",") == 2]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = None if visible is None else {name.strip() for name in visible.split(",")}
     return [

@@ -1,11 +1,14 @@
-"""What a model folder's small files say about its size: ``config.json`` and the safetensors headers, no weights."""
+"""What a model's small files say about its size: ``config.json`` and the safetensors headers, no weights.
+
+Where there are no weights to look into, transformers lays the model out from its shapes, without making a tensor.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from stages.errors import InputError
 
 _LENGTH_BYTES = 8  # of a safetensors file's header, before it
 _INDEX = "model.safetensors.index.json"
+_HEADS = ("lm_head.", "embed_out.", "output.")  # of output embeddings that have a tensor of their own
 _STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -28,6 +32,7 @@ class ModelFacts:
         num_heads, num_kv_heads, head_size: of its attention.
         context: tokens it was made for; None where its config does not say.
         chat_template: whether its tokenizer has one; None where no tokenizer is there.
+        tied: whether the output embedding is the input's.
     """
 
     num_parameters: int
@@ -40,6 +45,7 @@ class ModelFacts:
     head_size: int
     context: int | None
     chat_template: bool | None
+    tied: bool
 
     def weights_bytes(self, dtype: str) -> int:
         """Bytes of the weights in ``float32`` or ``bfloat16``."""
@@ -56,21 +62,46 @@ def bytes_of(dtype: str) -> int:
 
 
 def read_facts(folder: Path) -> ModelFacts | None:
-    """The facts about a Hugging Face folder; None where its config or its weights' headers do not tell.
+    """The facts about a Hugging Face folder; None where its config does not tell.
 
     Raises:
         InputError: for a file that is damaged.
     """
     if not (folder / "config.json").is_file():
         return None
-    config = read_json(folder / "config.json")
-    num_parameters = count_parameters(folder)
-    if num_parameters is None:
+    config, counted, chat_template = read_json(folder / "config.json"), _counted(folder), _has_chat_template(folder)
+    if counted is None:
+        return facts_of_shapes(config, chat_template=chat_template)
+    return facts_from(config, num_parameters=counted[0], tied=counted[1], chat_template=chat_template)
+
+
+def facts_of_shapes(shapes: Mapping[str, Any], *, chat_template: bool | None = None) -> ModelFacts | None:
+    """The facts about a model of these shapes, as a ``config.json`` has them; None where transformers has none such."""
+    try:
+        import torch
+        import transformers
+    except ImportError:
         return None
-    return facts_from(config, num_parameters=num_parameters, chat_template=_has_chat_template(folder))
+    made = str((shapes.get("architectures") or [""])[0])
+    auto = "SequenceClassification" if made.endswith("ForSequenceClassification") else "CausalLM"
+    try:
+        config = transformers.AutoConfig.for_model(**shapes)
+        with torch.device("meta"):
+            model = getattr(transformers, f"AutoModelFor{auto}").from_config(config, trust_remote_code=False)
+    except Exception:  # transformers raises nearly anything for shapes that go with no model
+        return None
+    head = model.get_output_embeddings()
+    return facts_from(
+        config.to_dict(),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        tied=head is not None and head.weight is model.get_input_embeddings().weight,
+        chat_template=chat_template,
+    )
 
 
-def facts_from(config: Mapping[str, Any], *, num_parameters: int, chat_template: bool | None) -> ModelFacts | None:
+def facts_from(
+    config: Mapping[str, Any], *, num_parameters: int, tied: bool, chat_template: bool | None
+) -> ModelFacts | None:
     """The facts in a ``config.json``, by the names that Llama's and GPT-2's kin use; None where one is missing."""
     text = {**config, **config.get("text_config", {})}
 
@@ -92,25 +123,33 @@ def facts_from(config: Mapping[str, Any], *, num_parameters: int, chat_template:
         head_size=found("head_dim") or hidden // heads,
         context=found("max_position_embeddings", "n_positions"),
         chat_template=chat_template,
+        tied=tied,
     )
 
 
-def count_parameters(folder: Path) -> int | None:
-    """How many numbers a folder's safetensors hold; from their index where the files themselves are not there.
+def _counted(folder: Path) -> tuple[int, bool] | None:
+    """How many numbers a folder's safetensors hold, and whether there is no output embedding among them.
+
+    Taken from their index where the files themselves are not there; None without either.
 
     Raises:
         InputError: for a header that cannot be read.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    if files:
-        return sum(math.prod(tensor["shape"]) for file in files for tensor in _header(file).values())
+    tensors = {name: entry for file in sorted(folder.glob("*.safetensors")) for name, entry in _header(file).items()}
+    if tensors:
+        return sum(math.prod(tensor["shape"]) for tensor in tensors.values()), _without_head(tensors)
     if not (folder / _INDEX).is_file():
         return None
-    index, config = read_json(folder / _INDEX).get("metadata", {}), read_json(folder / "config.json")
+    found, config = read_json(folder / _INDEX), read_json(folder / "config.json")
+    index, tied = found.get("metadata", {}), _without_head(found.get("weight_map", {}))
     each = _STORED_BYTES.get(config.get("dtype") or config.get("torch_dtype"))
     if "total_parameters" in index:
-        return int(index["total_parameters"])
-    return int(index["total_size"]) // each if each and "total_size" in index else None
+        return int(index["total_parameters"]), tied
+    return (int(index["total_size"]) // each, tied) if each and "total_size" in index else None
+
+
+def _without_head(names: Iterable[str]) -> bool:
+    return not any(name.startswith(_HEADS) for name in names)
 
 
 def _header(file: Path) -> dict[str, Any]:

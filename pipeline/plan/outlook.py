@@ -7,28 +7,18 @@ they depend on what is sampled.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.plan.fit import Shortage, Worker, lengths_of, shortages_of, workers_of
+from pipeline.plan.disk import Disk, disk_of, disk_shortage
+from pipeline.plan.fit import Filled, Shortage, Worker, fullest, shortages_of, workers_of
 from pipeline.plan.hardware import Hardware
 from pipeline.plan.memory import size
-from pipeline.plan.model_facts import bytes_of
-from pipeline.plan.rounds import (
-    ID_BYTES,
-    LOGP_BYTES,
-    ROW_BYTES,
-    TEXT_BYTES,
-    RoundOutlook,
-    distinct,
-    num_settled,
-    round_outlook,
-    rounds_of,
-)
+from pipeline.plan.rates import Rates
+from pipeline.plan.rounds import RoundOutlook, distinct, num_settled, round_outlook, rounds_of
 from pipeline.plan.survey import Model, Survey
+from pipeline.plan.times import StageTime, held_devices, times_of
 from stages.errors import ConfigError
 
 _COLOCATE = "--set cluster.placement=colocate has room, since stages then take turns on the same devices"
@@ -41,12 +31,14 @@ class Outlook:
     Attributes:
         policy: the model to align, as found.
         hardware: what it is held against; None where that is not known.
-        placement: in words, how workers share the hardware, and which other way has room; empty where it is not known.
+        placement: in words, how workers share the hardware, and why, or which other way has room; empty where it is not
+            known.
+        times: the stages of the largest round to come; empty where it is not known what works.
+        device: what a device-hour is an hour of.
+        rates: that the times are from; None where none are known.
+        nearest: words for ``--set`` that make it fit; empty where it fits, None where none were found or looked for.
         workers: who works, and what each needs; of the round that needs most.
-        policy_bytes: on disk, of one policy with its master; None where the model is not known.
-        tables_bytes: on disk, of all tables yet to be written.
-        disk_bytes: of all that is yet to be written; None where the model is not known.
-        free_bytes: free where the run's folder lies; None where that is another machine.
+        disk: what is yet to be written.
         unknown: in words, what cannot be known here.
         shortages: what is too little.
     """
@@ -58,26 +50,25 @@ class Outlook:
     hardware: Hardware | None
     placement: str
     workers: Sequence[Worker]
-    policy_bytes: int | None
-    tables_bytes: int
-    disk_bytes: int | None
-    free_bytes: int | None
+    disk: Disk
     unknown: Sequence[str]
     shortages: Sequence[Shortage]
+    times: Sequence[StageTime] = ()
+    device: str = ""
+    rates: Rates | None = None
+    nearest: tuple[str, ...] | None = None
 
-    @property
-    def num_policies(self) -> int:
-        """How many are yet to be written."""
-        return sum(found.num_policies for found in self.rounds if not found.finished)
 
-
-def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, elsewhere: bool) -> Outlook:
+def look_ahead(
+    config: Config, survey: Survey, hardware: Hardware | None, *, elsewhere: bool, rates: Rates | None = None
+) -> Outlook:
     """The outlook of a run.
 
     Args:
         survey: what lies here of what the config names.
         hardware: what to hold it against; None where it is not known.
         elsewhere: it is for machines other than this one, whose disk is not known.
+        rates: how fast its stages work on the hardware, as far as that was measured.
     """
     settled = num_settled(config)
     rounds = [
@@ -85,15 +76,16 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
         for number, found in rounds_of(config)
     ]
     ahead = [found for found in rounds if not found.finished]
-    tables = sum(found.tables_bytes for found in ahead) + (len(ahead) + 1) * _evaluation_bytes(config, survey)
-    a_policy = _policy_bytes(config, survey)
-    free = None if elsewhere else _free_bytes(config.folder())
+    disk = disk_of(config, survey, ahead, elsewhere=elsewhere)
     workers, shortages, placement = _placed(config, survey, hardware) if hardware else ([], [], "")
-    policies = None if a_policy is None else sum(found.num_policies for found in ahead) * a_policy
-    disk = None if policies is None else tables + policies
-    if disk is not None and free is not None and disk > free:
-        shortages.append(_disk_shortage(config, disk, policies or 0, free))
+    if too_little := disk_shortage(config, disk):
+        shortages.append(too_little)
+    times, device = _times(config, survey, hardware, workers, ahead, rates)
     return Outlook(
+        times=times,
+        device=device,
+        rates=rates,
+        nearest=None if shortages else (),
         name=config.run.name,
         config=config,
         rounds=rounds,
@@ -101,10 +93,7 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
         hardware=hardware,
         placement=placement,
         workers=workers,
-        policy_bytes=a_policy,
-        tables_bytes=tables,
-        disk_bytes=disk,
-        free_bytes=free,
+        disk=disk,
         unknown=_unknown(survey, hardware, workers, elsewhere=elsewhere),
         shortages=shortages,
     )
@@ -113,10 +102,14 @@ def look_ahead(config: Config, survey: Survey, hardware: Hardware | None, *, els
 def _placed(config: Config, survey: Survey, hardware: Hardware) -> tuple[list[Worker], list[Shortage], str]:
     """As `_held_against`, with the placement in words; where stages that take turns had room, the fixes say so."""
     workers, shortages = _held_against(config, survey, hardware)
+    full = "".join(f"; the {_fullest_told(found)}" for found in fullest(config, hardware, workers))
     if config.cluster.placement == "colocate":
         told = "stages take turns; a device has to hold the largest of them, and what the others keep at rest"
-        return workers, shortages, f"colocate: {told}"
-    told = "split: every worker holds its own share for the whole run"
+        at_once = config.cluster.model_copy(update={"placement": "split"})
+        _, others = _held_against(config.model_copy(update={"cluster": at_once}), survey, hardware)
+        why = f"split lacks room ({', '.join(found.where for found in others)})" if others else "split has room too"
+        return workers, shortages, f"colocate: {told}{full}; {why}"
+    told = f"split: every worker holds its own share for the whole run{full}"
     if not shortages or config.cluster.streaming == "on" or config.max_staleness:
         return workers, shortages, told
     in_turn = config.cluster.model_copy(update={"placement": "colocate"})
@@ -128,6 +121,27 @@ def _placed(config: Config, survey: Survey, hardware: Hardware) -> tuple[list[Wo
         found if found.where in left else replace(found, fix=f"{_COLOCATE}; or: {found.fix}") for found in shortages
     ]
     return workers, mended, f"{told}, which does not fit ({', '.join(sorted(here - left))}); {_COLOCATE}"
+
+
+def _fullest_told(found: Filled) -> str:
+    room = "" if found.room is None else f" of {size(found.room)}"
+    return f"fullest {found.where.removeprefix('memory of a ')} holds {size(found.bytes)}{room}"
+
+
+def _times(
+    config: Config,
+    survey: Survey,
+    hardware: Hardware | None,
+    workers: Sequence[Worker],
+    ahead: Sequence[RoundOutlook],
+    rates: Rates | None,
+) -> tuple[list[StageTime], str]:
+    """The stages of the largest round to come, and what a device is."""
+    if hardware is None or not workers or not ahead:
+        return [], ""
+    largest = max(ahead, key=lambda found: (found.num_prompts * found.num_generations, found.most_pairs))
+    held, device = held_devices(hardware, workers)
+    return times_of(largest, config.for_round(largest.number), survey, rates, workers, held), device
 
 
 def _held_against(config: Config, survey: Survey, hardware: Hardware) -> tuple[list[Worker], list[Shortage]]:
@@ -151,40 +165,6 @@ def _total_need(workers: Sequence[Worker]) -> int:
     return sum(need.total for worker in workers for need in (worker.on_gpu, worker.on_host) if need is not None)
 
 
-# ---- disk -----------------------------------------------------------------------------------------------------------
-
-
-def _policy_bytes(config: Config, survey: Survey) -> int | None:
-    """A policy in its dtype, and its float32 master where that is another."""
-    facts, dtype = survey.policy.facts, config.policy.dtype
-    if facts is None:
-        return None
-    return facts.num_parameters * (bytes_of(dtype) + (0 if dtype == "float32" else 4))
-
-
-def _evaluation_bytes(config: Config, survey: Survey) -> int:
-    if config.evaluate is None:
-        return 0
-    each = lengths_of(config, survey).answer * (ID_BYTES + TEXT_BYTES + LOGP_BYTES) + 2 * ROW_BYTES
-    return config.evaluate.num_prompts * each
-
-
-def _free_bytes(folder: Path) -> int:
-    """Free where a folder is, or will be."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return shutil.disk_usage(there).free
-
-
-def _disk_shortage(config: Config, disk: int, certain: int, free: int) -> Shortage:
-    return Shortage(
-        f"disk under run.dir {config.run.dir}",
-        f"{size(disk)}, of which {size(certain)} are policies",
-        f"{size(free)} free",
-        "make room, or name another place: --set run.dir=…",
-        certain > free,
-    )
-
-
 # ---- what is not known ----------------------------------------------------------------------------------------------
 
 
@@ -206,7 +186,7 @@ def _unknown(survey: Survey, hardware: Hardware | None, workers: Sequence[Worker
 
 def as_json(outlook: Outlook) -> str:
     """The record for machines."""
-    config = outlook.config
+    config, disk = outlook.config, outlook.disk
     plain = {
         "name": outlook.name,
         "policy": asdict(outlook.policy),
@@ -215,11 +195,12 @@ def as_json(outlook: Outlook) -> str:
         "hardware": outlook.hardware.told if outlook.hardware else None,
         "placement": outlook.placement,
         "workers": [asdict(worker) for worker in outlook.workers],
-        "policy_bytes": outlook.policy_bytes,
-        "tables_bytes": outlook.tables_bytes,
-        "disk_bytes": outlook.disk_bytes,
-        "free_bytes": outlook.free_bytes,
+        "disk": asdict(outlook.disk) | {"total_bytes": disk.total_bytes, "cleaned_bytes": disk.cleaned_bytes},
+        "times": [asdict(time) for time in outlook.times],
+        "device": outlook.device,
+        "rates": asdict(outlook.rates) if outlook.rates else None,
         "unknown": list(outlook.unknown),
         "shortages": [asdict(shortage) for shortage in outlook.shortages],
+        "nearest": None if outlook.nearest is None else list(outlook.nearest),
     }
     return json.dumps(plain, indent=2, ensure_ascii=False)

@@ -16,14 +16,16 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pipeline import embedded, models
 from pipeline.config import Config
 from pipeline.config_checks import is_policy_name
-from pipeline.plan.model_facts import ModelFacts, read_facts
+from pipeline.plan.model_facts import ModelFacts, facts_of_shapes, read_facts
 from pipeline.prompt_files import read_rows
 from pipeline.prompts import find_columns
 from pipeline.sections import EvaluateConfig, PairsConfig, PromptsConfig
+from stages.errors import ConfigError
 from stages.score.config import FunctionReward, ModelReward
 
 _MOST_ROWS = 20_000  # read of a file of prompts
@@ -47,11 +49,13 @@ class DataFile:
     Attributes:
         num_rows: how many rows it has; None where there are more than were read.
         longest_bytes: of the longest prompt read, or the longest whole pair, in UTF-8.
+        mean_bytes: of those read.
         chats: whether it holds chats.
     """
 
     num_rows: int | None
     longest_bytes: int
+    mean_bytes: int
     chats: bool
 
 
@@ -83,7 +87,7 @@ def look(configs: Sequence[Config], *, beside: Path | None = None) -> Survey:
         partial(check, ignore_auto_map=configs[0].run.ignore_auto_map)
         for check in (models.check_policy, models.check_reward)
     )
-    policy = _model(configs[0].policy.path, "policy.path", check_policy)
+    policy = _model(configs[0].policy.path, "policy.path", check_policy, shapes=configs[0].policy.shapes)
     rewards: dict[str, Model] = {}
     data: dict[str, DataFile] = {}
     missing = [policy.missing, *_missing_evaluation(configs[0].evaluate)]
@@ -114,8 +118,10 @@ def _missing_reference(name: str, check: Callable[..., None]) -> str | None:
     return None
 
 
-def _model(name: str, key: str, check: Callable[..., None]) -> Model:
+def _model(name: str, key: str, check: Callable[..., None], *, shapes: Mapping[str, Any] | None = None) -> Model:
     folder = models.find_here(name, key=key)
+    if folder is None and shapes is not None:
+        return Model(key, name, _shaped(shapes), None)
     if folder is None:
         made = name.startswith(embedded.PREFIX)
         missing = "is made on first use, half a million parameters, and not yet" if made else "is not on this machine"
@@ -124,8 +130,22 @@ def _model(name: str, key: str, check: Callable[..., None]) -> Model:
         check(folder, key=key)
     facts = read_facts(folder)
     return Model(
-        key, name, facts, None if facts else f"{key} {name}: its config.json and safetensors do not tell sizes"
+        key, name, facts, None if facts else f"{key} {name}: neither its config.json nor its safetensors tell sizes"
     )
+
+
+def _shaped(shapes: Mapping[str, Any]) -> ModelFacts:
+    """The facts about the shapes that stand in a config.
+
+    Raises:
+        ConfigError: if transformers has no such model.
+    """
+    facts = facts_of_shapes(shapes)
+    if facts is None:
+        wanted = "what the config.json of a model that transformers knows says, model_type among it"
+        fix = "for example {model_type: llama, hidden_size: 2048, num_hidden_layers: 16, …}"
+        raise ConfigError("policy.shapes", wanted=wanted, got=str(dict(shapes)), fix=fix)
+    return facts
 
 
 def _data(section: PromptsConfig | PairsConfig, section_key: str) -> DataFile | str:
@@ -136,17 +156,17 @@ def _data(section: PromptsConfig | PairsConfig, section_key: str) -> DataFile | 
         return f"{key} {name} is not on this machine: how many {section_key} there are, how long, texts or chats"
     if path.suffix not in _JSON_SUFFIXES:
         return f"{key} {name}: how many {section_key} there are, how long, texts or chats (only JSON is looked into)"
-    longest, count, chats = 0, 0, False
+    longest, total, count, chats = 0, 0, 0, False
     for where, row in islice(read_rows(path, key=key), _MOST_ROWS + 1):
         if isinstance(section, PairsConfig):
-            longest = max(longest, len(json.dumps(row, ensure_ascii=False).encode()))
+            num_bytes = len(json.dumps(row, ensure_ascii=False).encode())
         else:
             columns = find_columns(row, section.columns, where=where)
             value = row.get(columns.prompt or columns.messages or "")
             chats = chats or isinstance(value, list) or section.to_chat
-            longest = max(longest, len(_text(value).encode()))
-        count += 1
-    return DataFile(count if count <= _MOST_ROWS else None, longest, chats)
+            num_bytes = len(_text(value).encode())
+        longest, total, count = max(longest, num_bytes), total + num_bytes, count + 1
+    return DataFile(count if count <= _MOST_ROWS else None, longest, -(-total // max(1, count)), chats)
 
 
 def _missing_evaluation(evaluate: EvaluateConfig | None) -> list[str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
+KEPT_BLOCK_BYTES = 32 * 2**20
+"""Freed blocks below this stay with the process; the most that glibc allows."""
+
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's numbers in malloc.h
 
 
@@ -15,7 +18,7 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
-    mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc allows
+    mallopt(_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_TOP_PAD, 256 * 2**20)
 

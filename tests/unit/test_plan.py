@@ -15,11 +15,11 @@ from cluster.resources import Devices, Node, Resources, place
 from pipeline.config import Config
 from pipeline.config_file import load_config
 from pipeline.layout import lay_out
-from pipeline.plan import memory
+from pipeline.plan import memory, training
 from pipeline.plan.command import outlook_of, refuse_what_cannot_be_held, show_plan
 from pipeline.plan.hardware import named
 from pipeline.plan.memory import Lengths
-from pipeline.plan.model_facts import ModelFacts, read_facts
+from pipeline.plan.model_facts import ModelFacts, facts_of_shapes, read_facts
 from stages.errors import ConfigError, InputError
 from stages.update.config import UpdateConfig
 
@@ -83,6 +83,38 @@ def test_parameters_are_counted_without_opening_the_weights(tmp_path, tied, shar
     assert (facts.vocab_size, facts.context, facts.num_kv_heads, facts.head_size) == (300, 512, 2, 16)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_shapes_alone_tell_what_the_real_model_tells(tmp_path, tied):
+    tiny_llama(tie_word_embeddings=tied).save_pretrained(tmp_path)
+    real = read_facts(tmp_path)
+    assert real is not None and real.tied == tied
+    (tmp_path / "model.safetensors").unlink()
+    assert read_facts(tmp_path) == real
+    shapes = TINY | {"model_type": "llama", "tie_word_embeddings": tied}
+    named_alone = outlook_of(config_of("policy.path=no-such/model", f"policy.shapes={json.dumps(shapes)}"))
+    assert named_alone.policy.facts == real
+    assert named_alone.workers == outlook_of(config_of(f"policy.path={tmp_path}")).workers
+
+
+@pytest.mark.parametrize("kin", [{"model_type": "gpt2", "n_embd": 32, "n_head": 4}, {"model_type": "opt"}])
+def test_shapes_of_other_kin_are_counted_too(kin):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "ffn_dim": 64, "vocab_size": 99}
+    small |= {"word_embed_proj_dim": 32} if kin["model_type"] == "opt" else {}
+    shapes = kin | {name: value for name, value in small.items() if name not in ("hidden_size",) or "n_embd" not in kin}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shapes))
+    facts = facts_of_shapes(shapes)
+    assert facts is not None
+    assert facts.num_parameters == sum(p.numel() for p in model.parameters())
+    assert facts.tied and facts.hidden_size == 32
+
+
+def test_shapes_of_no_known_model_are_refused():
+    with pytest.raises(ConfigError, match="model_type"):
+        outlook_of(config_of("policy.path=no-such/model", "policy.shapes={hidden_size: 64}"))
+
+
 def test_a_cut_weights_file_is_refused(tmp_path):
     tiny_llama().save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -113,9 +145,9 @@ def test_what_layers_keep_for_the_backward_pass_is_estimated_from_above_and_not_
         loss = Scorer(model)(pack(families, 4, torch.device("cpu")))
     facts = read_facts(tmp_path)
     assert facts is not None
-    num_tokens = memory.tokens_a_forward(UpdateConfig(micro_batch_size=2), LENGTHS)
+    num_tokens = training.tokens_a_forward(UpdateConfig(micro_batch_size=2), LENGTHS)
     assert num_tokens == 2 * (200 + 2 * 100)
-    activations = memory.activation_bytes(facts, num_tokens=num_tokens, dtype=dtype)
+    activations = training.activation_bytes(facts, num_tokens=num_tokens, dtype=dtype)
     assert sum(kept.values()) <= activations <= 3 * sum(kept.values())
     del loss
 
@@ -134,6 +166,7 @@ SIZES = st.builds(
     head_size=st.integers(8, 256),
     context=st.none() | st.integers(64, 1 << 20),
     chat_template=st.none() | st.booleans(),
+    tied=st.booleans(),
 )
 DTYPES = st.sampled_from(["float32", "bfloat16"])
 
@@ -142,7 +175,7 @@ DTYPES = st.sampled_from(["float32", "bfloat16"])
 def test_more_workers_never_need_more_each_under_zero_3(facts, dtype, workers, more, on_cpu):
     def need(count: int) -> memory.Need:
         update = UpdateConfig(zero_stage=3, workers=count)
-        return memory.trainer(facts, update, dtype=dtype, lengths=LENGTHS, on_cpu=on_cpu)
+        return training.trainer(facts, update, dtype=dtype, lengths=LENGTHS, on_cpu=on_cpu)
 
     assert need(workers + more).total <= need(workers).total
     assert need(workers + more).least <= need(workers).least
@@ -151,7 +184,7 @@ def test_more_workers_never_need_more_each_under_zero_3(facts, dtype, workers, m
 @given(facts=SIZES, dtype=DTYPES, workers=st.integers(1, 64))
 def test_a_higher_zero_stage_never_needs_more_at_the_least(facts, dtype, workers):
     least = [
-        memory.trainer(facts, UpdateConfig(zero_stage=s, workers=workers), dtype=dtype, lengths=LENGTHS, on_cpu=False)
+        training.trainer(facts, UpdateConfig(zero_stage=s, workers=workers), dtype=dtype, lengths=LENGTHS, on_cpu=False)
         for s in (1, 2, 3)
     ]
     assert least[0].least >= least[1].least >= least[2].least
@@ -161,7 +194,7 @@ def test_a_higher_zero_stage_never_needs_more_at_the_least(facts, dtype, workers
 @given(facts=SIZES, dtype=DTYPES, tokens=st.integers(1, 10**5))
 def test_activations_computed_again_never_need_more(facts, dtype, tokens):
     def need(recomputed: bool) -> int:
-        return memory.activation_bytes(facts, num_tokens=tokens, dtype=dtype, recomputed=recomputed)
+        return training.activation_bytes(facts, num_tokens=tokens, dtype=dtype, recomputed=recomputed)
 
     if facts.num_layers > 1:
         assert need(True) <= need(False)
@@ -171,7 +204,7 @@ def test_activations_computed_again_never_need_more(facts, dtype, tokens):
 def test_adapters_and_offload_never_need_more_on_a_gpu(facts, dtype, stage, workers):
     def need(**more) -> memory.Need:
         update = UpdateConfig(zero_stage=stage, workers=workers, **more)
-        return memory.trainer(facts, update, dtype=dtype, lengths=LENGTHS, on_cpu=False)
+        return training.trainer(facts, update, dtype=dtype, lengths=LENGTHS, on_cpu=False)
 
     assert need(lora={"r": 4}).total <= need().total
     assert need(offload_optimizer=True).total <= need().total
@@ -185,7 +218,7 @@ def test_adapters_are_counted_as_peft_makes_them(tmp_path):
     update = UpdateConfig(lora={"r": 4})
     add_adapters(model, update.lora, round=0)
     counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert memory.trained_parameters(read_facts(tmp_path), update) == counted
+    assert training.trained_parameters(read_facts(tmp_path), update) == counted
 
 
 # ---- places ---------------------------------------------------------------------------------------------------------
@@ -349,7 +382,7 @@ def test_without_the_models_files_the_plan_says_what_it_cannot_know(capsys):
     told = "\n".join(plan["unknown"])
     for word in ("no-such/model", "elsewhere.jsonl", "parameters", "chat template", "--devices"):
         assert word in told
-    assert plan["policy_bytes"] is None and len(plan["rounds"]) == 3
+    assert plan["disk"]["policy_bytes"] is None and len(plan["rounds"]) == 3
 
 
 def test_more_disk_than_there_is_is_refused(tmp_path):

@@ -53,7 +53,7 @@ def test_each_round_tells_what_it_sets_for_itself():
 def test_a_plan_counts_the_policies_to_be_written_and_the_log_probs_under_each_reference(
     overrides, policies, log_probs, capsys
 ):
-    assert outlook_of(config_of(*overrides)).num_policies == policies
+    assert outlook_of(config_of(*overrides)).disk.num_policies == policies
     show_plan(QUICKSTART, overrides, devices=None, in_json=False)
     told = capsys.readouterr().out
     assert f"{policies} policies" in told and f" {log_probs:,} reference log-probs" in told
