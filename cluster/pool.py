@@ -54,11 +54,12 @@ class Pool(Workers):
     ) -> None:
         super().__init__(patience, watcher or Watcher())
         self._name, self._build, self._resources = name, build, resources
+        self.size = size
         self._logs = [log_dir / f"{name}-{index}.log" for index in range(size)]
         self._deaths = [0] * size  # of an actor, since it came up last
         self._asked_at, self._start_s = [0.0] * size, [0.0] * size
         self._actors: list[Any] = [None] * size
-        self._idle: list[int] = []
+        self._idle: deque[int] = deque()
         self._starting: dict[Any, int] = {}
         self._waiting: deque[Attempt] = deque()
         self._running: dict[Any, _Given] = {}
@@ -143,6 +144,7 @@ class Pool(Workers):
         return Outcome(attempt.number, self._noted_on(index, attempt.job, value))
 
     def forget(self) -> None:
+        super().forget()
         self._waiting.clear()
         self._idle += [given.index for given in self._running.values()]
         self._running.clear()
@@ -154,8 +156,8 @@ class Pool(Workers):
         """End the actors."""
         for actor in self._actors:
             ray.kill(actor)
-        self._actors, self._idle, self._starting = [], [], {}
         self.forget()
+        self._actors, self._idle, self._starting = [], deque(), {}
 
     def _begin(self, attempt: Attempt) -> None:
         self._waiting.append(attempt)
@@ -163,7 +165,7 @@ class Pool(Workers):
 
     def _give_out(self) -> None:
         while self._waiting and self._idle:
-            index, attempt = self._idle.pop(0), self._waiting.popleft()
+            index, attempt = self._idle.popleft(), self._waiting.popleft()
             due = time.monotonic() + self.patience.job_timeout_s
             self._running[self._actors[index].run.remote(attempt.job)] = _Given(index, attempt, due)
 

@@ -99,8 +99,8 @@ class StageFolder:
         """The shards that are not published yet."""
         return [shard for shard in range(num_shards) if not self._entry_file(shard).exists()]
 
-    def close(self, num_shards: int) -> None:
-        """Write the manifest, unless it says the same already.
+    def close(self, num_shards: int) -> list[Entry]:
+        """Write the manifest, unless it says the same already; the entries that it holds.
 
         Raises:
             StageError: if a shard is missing.
@@ -119,8 +119,9 @@ class StageFolder:
         }
         with suppress(ContractError):  # one that was changed is written anew, as its parts are
             if self.is_closed() and self._manifest() == manifest:
-                return
+                return entries
         write_vouched(self.path / MANIFEST, manifest)
+        return entries
 
     def _manifest(self) -> dict[str, Any]:
         return read_vouched(self.path / MANIFEST, "a stage's manifest", fix=_RESTORE)
@@ -129,6 +130,10 @@ class StageFolder:
         """Every published part, in order."""
         files = sorted((self.path / _SHARDS).glob("part-*.json"))
         return [Entry.read(file) for file in files]
+
+    def num_parts(self) -> int:
+        """How many parts are published."""
+        return sum(1 for _ in (self.path / _SHARDS).glob("part-*.json"))
 
     def digest(self) -> str:
         """A hash of the published parts' hashes: what a result made from them goes by."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _BETWEEN = ("publish", "swap", "other")
@@ -16,6 +17,38 @@ class Span:
     stage: str
     start_s: float
     end_s: float
+
+
+class Stretches:
+    """Spans as they become known, those of one stage that touch or overlap kept as one.
+
+    A round of a million jobs is a few stretches of work: memory grows with those and not with the jobs.
+
+    Args:
+        joined_s: spans of a stage that follow each other within this time are one.
+    """
+
+    def __init__(self, *, joined_s: float) -> None:
+        self._joined_s = joined_s
+        self._by_stage: dict[str, list[Span]] = {}  # by start, and, since they are apart, by end
+
+    def add(self, span: Span) -> None:
+        found = self._by_stage.setdefault(span.stage, [])
+        first = bisect_left(found, span.start_s - self._joined_s, key=lambda known: known.end_s)
+        last = first
+        while last < len(found) and found[last].start_s <= span.end_s + self._joined_s:
+            last += 1
+        met = [*found[first:last], span]
+        found[first:last] = [Span(span.stage, min(s.start_s for s in met), max(s.end_s for s in met))]
+
+    def between(self, start: float, end: float) -> list[Span]:
+        """What lies in a stretch of time, cut to it, in seconds since its start, in order of start."""
+        inside = [span for span in self if span.end_s > start and span.start_s < end]
+        cut = [Span(s.stage, max(0.0, s.start_s - start), min(end, s.end_s) - start) for s in inside]
+        return sorted(cut, key=lambda span: (span.start_s, span.stage))
+
+    def __iter__(self) -> Iterator[Span]:
+        return (span for found in self._by_stage.values() for span in found)
 
 
 def idle_share(spans: Sequence[Span], seconds: float) -> float:

@@ -73,9 +73,7 @@ class Stage:
 
     def end(self) -> list[Entry]:
         """Close the outputs' manifests, also one that speaks of other parts; the entries of the last."""
-        for output in self.outputs:
-            output.close(self.num_shards)
-        return self.outputs[-1].entries()
+        return [output.close(self.num_shards) for output in self.outputs][-1]
 
     def refuse(self, reason: str) -> None:
         """Mended inputs or settings make it anew, equal ones go on."""
