@@ -124,14 +124,15 @@ def collector(folder: Path, crew: StubCrew, *, shards: int, rows: int) -> Collec
 
 @dataclass
 class Meter:
-    """Processor time of this process by step, without the stub workers' share of it."""
+    """Processor time of the driver by step, without the stub workers' share of it."""
 
+    clock: Callable[[], float]
     spent: dict[str, float] = field(default_factory=dict)
 
     def step(self, name: str, work: Callable[[], Any]) -> Any:
-        began, outside = time.process_time(), stubs.outside_s()
+        began, outside = self.clock(), stubs.outside_s()
         value = work()
-        self.spent[name] = time.process_time() - began - (stubs.outside_s() - outside)
+        self.spent[name] = self.clock() - began - (stubs.outside_s() - outside)
         return value
 
 
@@ -146,7 +147,7 @@ def measure(on: str, shards: int, workers: int, rows: int, folder: Path) -> Repo
         warm = collector(folder / "warm", crew, shards=4, rows=rows)
         warm.collect(POLICY)
         stubs.counted.clear()
-        meter, before = Meter(), peak_kib()
+        meter, before = Meter(kind.clock), peak_kib()
         of_round = collector(folder / "run", crew, shards=shards, rows=rows)
         flow = meter.step("begin", lambda: of_round.begin(POLICY))
         started = time.perf_counter()

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,6 +32,7 @@ MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint.json"
 _REFUSED = "refused.json"
 _SHARDS = "_shards"
+_ROWS_A_GROUP = 1 << 16  # what is read of a part at a time by those who want some rows of it
 _RESTORE = "restore the file, or start a run of another name: --set run.name=…"
 
 
@@ -226,7 +228,7 @@ class StageFolder:
             if self._entry_file(shard).exists():
                 return self.entry(shard)
             with replacing(self.path / name) as scratch:
-                pq.write_table(table, scratch, compression="zstd")
+                pq.write_table(table, scratch, compression="zstd", row_group_size=_ROWS_A_GROUP)
             entry = Entry(
                 shard,
                 name,
@@ -248,6 +250,30 @@ class StageFolder:
         Raises:
             ContractError: if the file is missing, differs from its entry or breaks the contract.
         """
+        file = self._checked(shard)
+        return self.contract.check(pq.read_table(file), where=str(file))
+
+    def read_rows(self, shard: int, rows: Sequence[int]) -> pa.Table:
+        """Some rows of a published part by their numbers, in their order; checked as `read` does.
+
+        However large the part is, memory is needed for a group of its rows (`_ROWS_A_GROUP`) and for those asked for.
+        """
+        file, wanted = self._checked(shard), np.asarray(rows, np.int64)
+        order = np.argsort(wanted)
+        found, start, ends = [], 0, 0
+        with pq.ParquetFile(file) as parts:
+            found.append(self.contract.check(parts.schema_arrow.empty_table(), where=str(file)))
+            for batch in parts.iter_batches(_ROWS_A_GROUP):
+                first, ends = ends, ends + batch.num_rows
+                stop = int(np.searchsorted(wanted, ends, sorter=order))
+                found.append(pa.Table.from_batches([batch]).take(wanted[order[start:stop]] - first))
+                start = stop
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        return pa.concat_tables(found).take(places)
+
+    def _checked(self, shard: int) -> Path:
+        """A published part's file, as it was published under the contract of today."""
         entry = self.entry(shard)
         file = self.path / entry.file
         got = file_sha256(file) if file.exists() else "no such file"
@@ -260,7 +286,7 @@ class StageFolder:
                 got=f"version {entry.version}",
                 fix="finish the run with the release that began it, or start another run",
             )
-        return self.contract.check(pq.read_table(file), where=str(file))
+        return file
 
     def read_all(self) -> Iterator[pa.Table]:
         """Every published part's table, in order."""
