@@ -30,6 +30,7 @@ from pipeline.artifacts import StageFolder
 from pipeline.entries import Entry
 from pipeline.jobs.answers import PairShard, SampleShard, ScoreShard
 from pipeline.jobs.inputs import DrawPrompts
+from pipeline.jobs.tables import FindDamages
 from stages.weights import file_sha256
 
 HOSTS = 2  # processes that the workers of a pool share
@@ -46,6 +47,8 @@ def work(job: Any) -> Any:
     match job:
         case DrawPrompts():
             return sum(published(job.out, shard, job.shard_size, {}).rows for shard in job.shards)
+        case FindDamages():
+            return job(None)
         case SampleShard():
             rows = 8 * 1024
             tokens = {"prompts": 1024, "tokens": 100.0 * rows, "stop": rows, "length": 0}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,14 +152,22 @@ class StageFolder:
             if not all(found is not None and found.sha256 in entry.parents for found in made_from):
                 self._take_back(self._entry_file(entry.shard))
 
-    def drop_damaged(self) -> list[str]:
-        """Take back the parts that are not as they were published, to be made again; a line for each finding."""
-        found = []
-        for file in sorted((self.path / _SHARDS).glob("part-*.json")):
-            if damage := self._damage(file):
-                self._take_back(file)
-                found.append(damage)
-        return found
+    def drop_damaged(self, look: Damages | None = None) -> list[str]:
+        """Take back the parts that are not as they were published, to be made again; a line for each finding.
+
+        Args:
+            look: finds them; None: `damages`, here and now.
+        """
+        published = sorted(int(file.stem.removeprefix("part-")) for file in (self.path / _SHARDS).glob("part-*.json"))
+        found = (look or StageFolder.damages)(self, published)
+        for shard, _ in found:
+            self._take_back(self._entry_file(shard))
+        return [damage for _, damage in found]
+
+    def damages(self, shards: Sequence[int]) -> list[tuple[int, str]]:
+        """Of published parts, those that are not as they were published, and what is wrong with each."""
+        found = ((shard, self._damage(self._entry_file(shard))) for shard in shards)
+        return [(shard, damage) for shard, damage in found if damage]
 
     def _take_back(self, entry_file: Path) -> None:
         """The manifest goes first: none is left that names a part which is to be made again."""
@@ -314,6 +322,10 @@ class StageFolder:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
             lock.unlink(missing_ok=True)
+
+
+Damages = Callable[[StageFolder, Sequence[int]], Sequence[tuple[int, str]]]
+"""As `StageFolder.damages`."""
 
 
 def _not_as_settled(file: Path, wanted: str, got: str) -> ContractError:

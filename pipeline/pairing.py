@@ -91,6 +91,7 @@ def pairing(
         lambda _: shop.crew.tasks,
         shop.tell_damage,
         made_from=[prompts, candidates, scored],
+        look=shop.damages,
     )
 
 

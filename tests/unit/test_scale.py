@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from here import workshop
 from ray import cloudpickle
 from written_run import answers, prompts, publish
 
@@ -171,3 +172,17 @@ def test_prompts_drawn_by_several_jobs_are_those_drawn_by_one(tmp_path, monkeypa
     assert drawn("parted", shards).digest() == whole.digest()
     some = drawn("some", [1, 2, 8])
     assert [entry.sha256 for entry in some.entries()] == [whole.entry(shard).sha256 for shard in (1, 2, 8)]
+
+
+def test_damage_is_found_alike_by_the_driver_and_by_tasks(tmp_path, monkeypatch):
+    def line(of: str, at_once: int) -> tuple[list[str], list[int]]:
+        monkeypatch.setattr("pipeline.workshop.LOOKED_THROUGH_AT_ONCE", at_once)
+        shop, folder = workshop(tmp_path / of, needs=()), StageFolder(tmp_path / of / "pool", PROMPTS)
+        publish(folder, [prompts("train", 4, round=0)] * 5)
+        (folder.path / "part-00001.parquet").write_bytes(b"cut")
+        (folder.path / "part-00003.parquet").unlink()
+        found = folder.drop_damaged(shop.damages)
+        return [text.removeprefix(str(folder.path)) for text in found], folder.missing(5)
+
+    assert line("here", 64) == line("tasks", 2)
+    assert line("again", 2)[1] == [1, 3]
