@@ -8,6 +8,7 @@
 # make bench-round    what a round costs, side by side; a JSON line a case
 # make bench-pairing  how fast answers become pairs, likewise
 # make bench-update   an optimizer step against TRL's, likewise
+# make bench-scale    what the driver takes for its shards and workers, with workers that compute nothing
 # make reproduce      DPO, DPOP and MinorDPO where they may break: docs/robustness.md anew
 # make format     format, and mend what the linter can
 # make install    install what is missing
@@ -27,7 +28,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: help run test test-slow test-all test-faults test-browser check bench-round bench-pairing bench-update reproduce format install clean-env
+.PHONY: help run test test-slow test-all test-faults test-browser check bench-round bench-pairing bench-update bench-scale reproduce format install clean-env
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -62,6 +63,9 @@ bench-round: $(READY)
 
 bench-pairing: $(READY)
 	@PYTHONPATH=. $(BIN)/python benchmarks/pairing.py $(ARGS)
+
+bench-scale: $(READY)
+	@$(BIN)/python -m benchmarks.scale $(ARGS)
 
 bench-update: $(READY)
 	@PYTHONPATH=. $(BIN)/python benchmarks/update.py $(ARGS)

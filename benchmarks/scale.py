@@ -15,7 +15,7 @@ waits of the driver are there, a thousand processes are not.
 `cpu_ms`: processor milliseconds of the driver's process a shard, by step: `begin` draws the prompts and claims the
 stages, `flow` hands out and collects, `end` sums up, `again` finds everything published. `kib`: growth of its peak
 memory a shard. `messages` and `bytes`: through Ray a shard, all stages together, of which none enters the object store
-as long as each stays under 100 KiB.
+as long as each stays under 100 KiB; `named`: references named to Ray, in its waits, for each message.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ class Meter:
         return value
 
 
-def measure(on: str, shards: int, workers: int, rows: int, folder: Path) -> Report:
+def measure(on: str, shards: int, workers: int, rows: int, folder: Path, *, at_once: int = 1) -> Report:
     """One case, in this process."""
+    stubs.PLAIN.at_once = at_once
     kind, began = stubs.KINDS[on], time.perf_counter()
     ready: AbstractContextManager[Any] = stubs.real_ray(folder / "logs") if on == "ray" else nullcontext()
     with ready:
@@ -162,11 +163,13 @@ def measure(on: str, shards: int, workers: int, rows: int, folder: Path) -> Repo
         "shards": shards,
         "workers": workers,
         "rows_a_shard": rows,
+        "at_once": at_once if on == "plain" else None,
         "cpu_ms": {name: round(1000 * spent / shards, 4) for name, spent in meter.spent.items()},
         "kib": round(grown / shards, 3),
         "peak_mib": round(peak_kib() / 1024),
         "messages": round(counted.get("messages", 0) / shards, 2),
         "bytes": round(counted.get("bytes", 0) / shards),
+        "named": round(counted.get("named", 0) / max(1, counted.get("messages", 0)), 1),
         "largest_bytes": counted.get("largest", 0),
         "object_store_bytes": stored,
         "flow_s": round(flow_s, 2),
@@ -187,15 +190,19 @@ def main() -> None:
     parser.add_argument("--shards", type=int, nargs="+", default=[100, 1000, 10000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 16, 1000])
     parser.add_argument("--rows", type=int, nargs="+", default=[ROWS_A_SHARD], help="prompts a shard")
+    parser.add_argument(
+        "--at-once", type=int, default=1, help="jobs that end while a plain driver waits: 1 leaves it idle"
+    )
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="where rounds are written for a while")
     asked = parser.parse_args()
     cases = [(o, s, w, r) for o in asked.on for s in asked.shards for w in asked.workers for r in asked.rows]
     for on, shards, workers, rows in cases:
         if len(cases) == 1:
             with TemporaryDirectory(dir=asked.folder) as folder:
-                print(json.dumps(measure(on, shards, workers, rows, Path(folder))), flush=True)
+                print(json.dumps(measure(on, shards, workers, rows, Path(folder), at_once=asked.at_once)), flush=True)
             continue
         own = ["--on", on, "--shards", str(shards), "--workers", str(workers), "--rows", str(rows)]
+        own += ["--at-once", str(asked.at_once)]
         words = [sys.executable, "-m", "benchmarks.scale", *own, "--folder", str(asked.folder)]
         subprocess.run(words, check=True, cwd=QUICKSTART.parents[1])
 

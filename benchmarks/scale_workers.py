@@ -179,11 +179,12 @@ class PlainRay:
     """The calls of Ray that pools and tasks make, answered in this process, first come first served.
 
     What is sent and returned is pickled, counted and unpickled, as part of the driver's work; a stub worker's time is
-    not.
+    not. What is asked for in vain is not listed, since nobody looks at it.
     """
 
     def __init__(self) -> None:
         self.outside_s = 0.0
+        self.at_once = 1  # calls that are answered while the driver waits once
         self._calls: deque[Reference] = deque()
 
     def remote(self, made: Any) -> Any:
@@ -210,13 +211,13 @@ class PlainRay:
     def wait(
         self, refs: Sequence[Reference], *, num_returns: int, timeout: float | None
     ) -> tuple[list[Any], list[Any]]:
-        asked = set(refs)
-        found = [ref for ref in refs if ref.answers][:num_returns]
-        if not found and self._calls:
-            for _ in range(max(1, min(len(self._calls), AT_ONCE))):
+        counted["named"] += len(refs)
+        found = [ref for ref in refs if ref.answers]
+        if not found:
+            for _ in range(min(len(self._calls), self.at_once)):
                 self._make(self._calls.popleft())
-            found = [ref for ref in refs if ref.answers][:num_returns]
-        return found, [ref for ref in asked if ref not in found]
+            found = [ref for ref in refs if ref.answers]
+        return found[:num_returns], []
 
     def _make(self, ref: Reference) -> None:
         began = time.thread_time()  # that of a process takes its time where there are many threads
@@ -241,9 +242,6 @@ class PlainRay:
         counted["messages"] += 1
         counted["bytes"] += len(sent)
         counted["largest"] = max(counted["largest"], len(sent))
-
-
-AT_ONCE = 1  # calls that workers answer while the driver waits once
 
 
 @dataclass(frozen=True)

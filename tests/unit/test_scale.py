@@ -106,6 +106,15 @@ def test_all_workers_of_a_pool_have_work_however_many_they_are(tmp_path):
     assert collect(tmp_path / "many", shards=MANY, workers=30)["most_busy"] >= 30
 
 
+def test_a_busy_driver_asks_about_all_workers_at_once(tmp_path, monkeypatch):
+    def named_a_message(workers: int) -> float:
+        monkeypatch.setattr(scale_workers.PLAIN, "at_once", workers)  # they all end while the driver works
+        found = collect(tmp_path / str(workers), shards=2 * MANY, workers=workers)
+        return found["named"] / found["messages"]
+
+    assert max(named_a_message(4), named_a_message(32)) < 10
+
+
 def test_messages_do_not_grow_with_the_rows_of_a_shard(tmp_path, monkeypatch):
     monkeypatch.setattr("written_run.HOSTILE", ["plain", "words"])
 
