@@ -14,8 +14,9 @@ waits of the driver are there, a thousand processes are not.
 
 `cpu_ms`: processor milliseconds of the driver's process a shard, by step: `begin` draws the prompts and claims the
 stages, `flow` hands out and collects, `end` sums up, `again` finds everything published. `kib`: growth of its peak
-memory a shard. `messages` and `bytes`: through Ray a shard, all stages together, of which none enters the object store
-as long as each stays under 100 KiB; `named`: references named to Ray, in its waits, for each message.
+memory a shard. Of the plain Ray alone: `messages` and `bytes` that went through it a shard, all stages together, of
+which none enters Ray's object store as long as each stays under 100 KiB; `named`: references named in waits, for each
+message; `most_busy`: jobs that were with workers at once.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def measure(on: str, shards: int, workers: int, rows: int, folder: Path, *, at_o
         meter.step("flow", lambda: flow.run(Silent()))
         flow_s = time.perf_counter() - started
         meter.step("end", of_round.end)
-        counted, grown = dict(stubs.counted), peak_kib() - before
+        told, grown = carried(shards) if on == "plain" else {}, peak_kib() - before
         meter.step("again", lambda: collector(folder / "run", crew, shards=shards, rows=rows).collect(POLICY))
         stored = stubs.object_store_bytes() if on == "ray" else 0
     return {
@@ -167,15 +168,23 @@ def measure(on: str, shards: int, workers: int, rows: int, folder: Path, *, at_o
         "cpu_ms": {name: round(1000 * spent / shards, 4) for name, spent in meter.spent.items()},
         "kib": round(grown / shards, 3),
         "peak_mib": round(peak_kib() / 1024),
-        "messages": round(counted.get("messages", 0) / shards, 2),
-        "bytes": round(counted.get("bytes", 0) / shards),
-        "named": round(counted.get("named", 0) / max(1, counted.get("messages", 0)), 1),
-        "largest_bytes": counted.get("largest", 0),
+        **told,
         "object_store_bytes": stored,
         "flow_s": round(flow_s, 2),
-        "most_busy": counted.get("most_busy", 0),
         "seconds": round(time.perf_counter() - began, 1),
         "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def carried(shards: int) -> Report:
+    """What went through the plain Ray so far."""
+    counted = stubs.counted
+    return {
+        "messages": round(counted["messages"] / shards, 2),
+        "bytes": round(counted["bytes"] / shards),
+        "largest_bytes": counted["largest"],
+        "named": round(counted["named"] / counted["messages"], 1),
+        "most_busy": counted["most_busy"],
     }
 
 
