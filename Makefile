@@ -10,6 +10,7 @@
 # make bench-pairing  how fast answers become pairs, likewise
 # make bench-update   an optimizer step against TRL's, likewise
 # make bench-memory   the plan's memory of a training rank beside the measured peak, likewise
+# make bench-scale    what the driver takes for its shards and workers, with workers that compute nothing
 # make reproduce      DPO, DPOP and MinorDPO where they may break: docs/robustness.md anew
 # make format     format, and mend what the linter can
 # make install    install what is missing
@@ -29,7 +30,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: help run s3-server test test-slow test-all test-faults test-browser check bench-round bench-pairing bench-update bench-memory reproduce format install clean-env
+.PHONY: help run s3-server test test-slow test-all test-faults test-browser check bench-round bench-pairing bench-update bench-memory bench-scale reproduce format install clean-env
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -72,6 +73,9 @@ bench-round: $(READY)
 
 bench-pairing: $(READY)
 	@PYTHONPATH=. $(BIN)/python benchmarks/pairing.py $(ARGS)
+
+bench-scale: $(READY)
+	@$(BIN)/python -m benchmarks.scale $(ARGS)
 
 bench-update: $(READY)
 	@PYTHONPATH=. $(BIN)/python benchmarks/update.py $(ARGS)

@@ -1,17 +1,21 @@
 """Several steps over the same shards, side by side: a shard goes on to the next step as soon as one is done with it.
 
 What lies between two steps is bounded: a step is given no further shard while too many of its results wait for the next
-one. A single loop in the driver waits for all workers at once, so that no thread of it can outlive Ray.
+one. A single loop in the driver waits for all workers at once, so that no thread of it can outlive Ray. What the loop
+does for a shard depends neither on how many shards there are nor on how many workers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 from cluster.mapper import Job, Workers, news_within
 
-MOST_AHEAD = 16  # shards; each is at most some MB on disk, so that the bound is on work that an error would waste
+MOST_AHEAD = 16
+"""Shards, or as many as a step has workers where those are more; each is at most some MB on disk, so that the bound is
+on work that an error would waste."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +53,22 @@ class Flow:
     Args:
         steps: each takes what the one before it made of a shard; a shard for which that one has no job is there
             already.
-        most_ahead: shards that a step may have been given and that the next one has still to do; None: a step begins
-            once the one before it is done with all.
+        most_ahead: shards that may wait between a step's workers and the end of the next step; never fewer than that
+            step has workers. None: a step begins once the one before it is done with all.
     """
 
     def __init__(self, steps: Sequence[Step], *, most_ahead: int | None) -> None:
         self._steps, self._most_ahead = steps, most_ahead
         self._workers: dict[int, Workers] = {}
-        self._left = [list(step.jobs) for step in steps]
         self._under_way: dict[tuple[Workers, int], Finished] = {}
-        self._done: set[Finished] = set()
+        self._order = [{shard: place for place, shard in enumerate(step.jobs)} for step in steps]
+        self._there = [self._at_first(place) for place in range(len(steps))]  # by order: what can be given
+        self._left = [len(step.jobs) for step in steps]  # not done
+        self._ahead = [0] * len(steps)  # given to a step, and not done by the next one
 
     @property
     def is_done(self) -> bool:
-        return not any(self._left) and not self._under_way
+        return not any(self._left)
 
     def pump(self, *, timeout_s: float | None = None) -> Finished | None:
         """Give out what can be given, wait for news, at most so long, and tell if a shard was done.
@@ -84,7 +90,7 @@ class Flow:
         if outcome is None:
             return None
         finished = self._under_way.pop((workers, outcome.number))
-        self._done.add(finished)
+        self._pass_on(finished)
         return finished
 
     def stop(self) -> None:
@@ -93,32 +99,43 @@ class Flow:
             workers.forget()
         self._under_way.clear()
 
+    def _at_first(self, place: int) -> list[tuple[int, int]]:
+        """What a step can be given before anything is done: all that the one before it has no job for."""
+        before = self._steps[place - 1].jobs if place else {}
+        waits_for_all = self._most_ahead is None and before
+        return [(order, s) for s, order in self._order[place].items() if not waits_for_all and s not in before]
+
+    def _pass_on(self, finished: Finished) -> None:
+        """Take note of what a step has done: the next one can be given it, the one before is less far ahead."""
+        place, shard = finished.step, finished.shard
+        self._left[place] -= 1
+        if place and shard in self._order[place - 1]:
+            self._ahead[place - 1] -= 1
+        if place + 1 == len(self._steps):
+            return
+        following, order = self._there[place + 1], self._order[place + 1]
+        if self._most_ahead is not None:
+            if shard in order:
+                heappush(following, (order[shard], shard))
+        elif not self._left[place]:
+            following += [(number, shard) for shard, number in order.items()]
+            heapify(following)
+
     def _give_out(self) -> None:
         for place, step in enumerate(self._steps):
-            for shard in list(self._left[place]):
-                if self._most_ahead is not None and self._ahead(place) >= self._most_ahead:
-                    break
-                if not self._is_there(place, shard):
-                    continue
+            there = self._there[place]
+            while there and self._has_room(place):
+                shard = heappop(there)[1]
                 if place not in self._workers:
                     self._workers[place] = step.workers()
                 workers = self._workers[place]
                 self._under_way[workers, workers.add(step.jobs[shard])] = Finished(place, shard)
-                self._left[place].remove(shard)
+                if place + 1 < len(self._steps) and shard in self._order[place + 1]:
+                    self._ahead[place] += 1
 
-    def _is_there(self, place: int, shard: int) -> bool:
-        """Whether what a step takes of a shard has been made."""
-        if place == 0:
+    def _has_room(self, place: int) -> bool:
+        """Whether a step may be given another shard: its workers are never idle while few results wait."""
+        if self._most_ahead is None or place + 1 == len(self._steps):
             return True
-        made = self._steps[place - 1].jobs
-        awaited = made if self._most_ahead is None else {shard} & made.keys()
-        return all(Finished(place - 1, found) in self._done for found in awaited)
-
-    def _ahead(self, place: int) -> int:
-        """Shards that a step was given and that the next one has still to do."""
-        if place + 1 == len(self._steps):
-            return 0
-        given = set(self._steps[place].jobs) - set(self._left[place])
-        return sum(
-            shard in self._steps[place + 1].jobs and Finished(place + 1, shard) not in self._done for shard in given
-        )
+        workers = self._workers[place].size if place in self._workers else 0
+        return self._ahead[place] < workers + max(self._most_ahead, workers)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,6 +120,8 @@ class Workers(ABC):
     def __init__(self, patience: Patience, watcher: Watcher) -> None:
         self.patience, self._watcher = patience, watcher
         self._num_jobs = 0
+        self.size = 1  # how many of them there are
+        self.news: deque[Any] = deque()  # of `refs`, those that Ray has news of and that were not handled yet
         self.idle_since: float | None = None  # since when nobody works, and some are coming up
 
     def map(self, jobs: Sequence[Job]) -> Iterator[Any]:
@@ -178,9 +181,9 @@ class Workers(ABC):
     def handle(self, ref: Any) -> Outcome | None:
         """Take note of one of `refs` that is done; a job's outcome, if it was a job that ended."""
 
-    @abstractmethod
     def forget(self) -> None:
         """Let go of all jobs that have not ended: what they still return goes nowhere."""
+        self.news.clear()
 
     @abstractmethod
     def kept_waiting(self) -> KeptWaiting:
@@ -199,7 +202,14 @@ def first_news(workers: Sequence[Workers]) -> tuple[Workers, Any]:
 
 
 def news_within(workers: Sequence[Workers], timeout_s: float | None) -> tuple[Workers, Any] | None:
-    """As `first_news`, but None if there is none within a time."""
+    """As `first_news`, but None if there is none within a time.
+
+    Ray is asked for all news at once and seldom, since each question names all that is under way: a busy driver takes
+    what it was told before it asks again.
+    """
+    for each in workers:
+        if each.news:
+            return each, each.news.popleft()
     owners = {ref: each for each in workers for ref in each.refs}
     if not owners:
         return None
@@ -216,7 +226,13 @@ def news_within(workers: Sequence[Workers], timeout_s: float | None) -> tuple[Wo
         if done:
             for each in waiting:
                 each.idle_since = None
-            return owners[done[0]], done[0]
+            if len(owners) > 1:
+                all_done, _ = ray.wait(list(owners), num_returns=len(owners), timeout=0)
+                done = all_done or done
+            for ref in done:
+                owners[ref].news.append(ref)
+            first = owners[done[0]]
+            return first, first.news.popleft()
         for each in waiting:
             each.end_late()
         now = time.monotonic()

@@ -58,13 +58,13 @@ class Pool(Workers):
     ) -> None:
         super().__init__(patience, watcher or Watcher())
         self._name, self._build, self._resources = name, build, resources
-        self._size, most, self._leaving = size, max(size, most or size), leaving
-        self._logs = [log_dir / f"{name}-{index}.log" for index in range(most)]
-        self._deaths = [0] * most  # of an actor, since it came up last
-        self._asked_at, self._start_s = [0.0] * most, [0.0] * most
-        self._actors: list[Any] = [None] * most  # None: it is not wanted now
-        self._nodes = [""] * most  # where each came up
-        self._idle: list[int] = []
+        self._fewest, self.size, self._leaving = size, max(size, most or size), leaving
+        self._logs = [log_dir / f"{name}-{index}.log" for index in range(self.size)]
+        self._deaths = [0] * self.size  # of an actor, since it came up last
+        self._asked_at, self._start_s = [0.0] * self.size, [0.0] * self.size
+        self._actors: list[Any] = [None] * self.size  # None: it is not wanted now
+        self._nodes = [""] * self.size  # where each came up
+        self._idle: deque[int] = deque()
         self._starting: dict[Any, int] = {}
         self._waiting: deque[Attempt] = deque()
         self._running: dict[Any, _Given] = {}
@@ -149,6 +149,7 @@ class Pool(Workers):
         return Outcome(attempt.number, self._noted_on(index, attempt.job, value))
 
     def forget(self) -> None:
+        super().forget()
         self._waiting.clear()
         self._idle += [given.index for given in self._running.values()]
         self._running.clear()
@@ -160,8 +161,8 @@ class Pool(Workers):
         """End the actors."""
         for actor in filter(None, self._actors):
             ray.kill(actor)
-        self._actors, self._idle, self._starting = [], [], {}
         self.forget()
+        self._actors, self._idle, self._starting = [], deque(), {}
 
     def _begin(self, attempt: Attempt) -> None:
         self._waiting.append(attempt)
@@ -169,16 +170,16 @@ class Pool(Workers):
 
     def _give_out(self) -> None:
         """Have idle actors begin jobs, and as many actors there as the jobs that wait are worth."""
-        leaving = self._leaving()
-        for index in [index for index in self._idle if self._nodes[index] in leaving]:
-            self._end(index)
-            self._start(index)
+        if leaving := self._leaving():
+            for index in [index for index in self._idle if self._nodes[index] in leaving]:
+                self._end(index)
+                self._start(index)
         while self._waiting and self._idle:
-            index, attempt = self._idle.pop(0), self._waiting.popleft()
+            index, attempt = self._idle.popleft(), self._waiting.popleft()
             due = time.monotonic() + self.patience.job_timeout_s
             self._running[self._actors[index].run.remote(attempt.job)] = _Given(index, attempt, due)
 
-        extra = range(self._size, len(self._actors))
+        extra = range(self._fewest, len(self._actors))
         if not self._waiting:
             for index in [index for index in extra if self._actors[index] and not self._works(index)]:
                 self._end(index)
@@ -193,7 +194,7 @@ class Pool(Workers):
         """End an actor that has no job; whether it has come up or not."""
         ray.kill(self._actors[index])
         self._actors[index] = None
-        self._idle = [other for other in self._idle if other != index]
+        self._idle = deque(other for other in self._idle if other != index)
         self._starting = {ref: other for ref, other in self._starting.items() if other != index}
 
     def _start(self, index: int) -> None:
@@ -230,7 +231,7 @@ class Pool(Workers):
             raise lost
         self._watcher.on_death(lost)
         self._end(index)  # it may only have hung
-        if index < self._size or self._waiting:
+        if index < self._fewest or self._waiting:
             self._start(index)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from cluster.session import redirect_output
 from cluster.timing import timed
 
 _STARTED = "started"
+_MOST_BEGUN = 1024  # tasks that Ray is given at a time: it is asked about all of them again and again
 
 
 @dataclass(slots=True)
@@ -36,7 +38,9 @@ class Tasks(Workers):
         self, *, resources: Resources, log_dir: Path, patience: Patience, watcher: Watcher | None = None
     ) -> None:
         super().__init__(patience, watcher or Watcher())
+        self.size = _MOST_BEGUN
         self._log = log_dir / "tasks.log"
+        self._waiting: deque[Attempt] = deque()
         self._starting: dict[Any, Attempt] = {}
         self._running: dict[Any, _Begun] = {}
         self._resources = resources
@@ -70,12 +74,18 @@ class Tasks(Workers):
             self._begin(attempt.again(lost, self.patience.max_restarts))
             self._watcher.on_death(lost)
             return None
+        except BaseException:
+            self._give_out()
+            raise
         if value == _STARTED:
             self._running[ref] = _Begun(attempt, time.monotonic() + self.patience.job_timeout_s)
             return None
+        self._give_out()
         return Outcome(attempt.number, self._noted(attempt.job, value, by=self._log))
 
     def forget(self) -> None:
+        super().forget()
+        self._waiting.clear()
         self._starting.clear()
         self._running.clear()
 
@@ -83,7 +93,13 @@ class Tasks(Workers):
         return waited_for("task", self._resources, self.patience.start_timeout_s)
 
     def _begin(self, attempt: Attempt) -> None:
-        self._starting[self._task.remote(attempt.job, self._log)] = attempt
+        self._waiting.append(attempt)
+        self._give_out()
+
+    def _give_out(self) -> None:
+        while self._waiting and len(self._starting) + len(self._running) < _MOST_BEGUN:
+            attempt = self._waiting.popleft()
+            self._starting[self._task.remote(attempt.job, self._log)] = attempt
 
     def run(self, job: Job) -> Any:
         """One job's result."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,6 +32,7 @@ MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint.json"
 _REFUSED = "refused.json"
 _SHARDS = "_shards"
+_ROWS_A_GROUP = 1 << 16  # what is read of a part at a time by those who want some rows of it
 _RESTORE = "restore the file, or start a run of another name: --set run.name=…"
 
 
@@ -101,8 +103,8 @@ class StageFolder:
         self._obtain_entries()
         return [shard for shard in range(num_shards) if not self._entry_file(shard).exists()]
 
-    def close(self, num_shards: int) -> None:
-        """Write the manifest, unless it says the same already.
+    def close(self, num_shards: int) -> list[Entry]:
+        """Write the manifest, unless it says the same already; the entries that it holds.
 
         Raises:
             StageError: if a shard is missing.
@@ -121,8 +123,9 @@ class StageFolder:
         }
         with suppress(ContractError):  # one that was changed is written anew, as its parts are
             if self.is_closed() and self._manifest() == manifest:
-                return
+                return entries
         write_vouched(self.path / MANIFEST, manifest)
+        return entries
 
     def _manifest(self) -> dict[str, Any]:
         return read_vouched(self.path / MANIFEST, "a stage's manifest", fix=_RESTORE)
@@ -140,6 +143,11 @@ class StageFolder:
         self._obtain_entries()
         return sorted((self.path / _SHARDS).glob("part-*.json"))
 
+    def num_parts(self) -> int:
+        """How many parts are published."""
+        self._obtain_entries()
+        return sum(1 for _ in (self.path / _SHARDS).glob("part-*.json"))
+
     def digest(self) -> str:
         """A hash of the published parts' hashes: what a result made from them goes by."""
         return hashlib.sha256("".join(entry.sha256 for entry in self.entries()).encode()).hexdigest()
@@ -155,14 +163,22 @@ class StageFolder:
             if not all(found is not None and found.sha256 in entry.parents for found in made_from):
                 self._take_back(self._entry_file(entry.shard))
 
-    def drop_damaged(self) -> list[str]:
-        """Take back the parts that are not as they were published, to be made again; a line for each finding."""
-        found = []
-        for file in self._entry_files():
-            if damage := self._damage(file):
-                self._take_back(file)
-                found.append(damage)
-        return found
+    def drop_damaged(self, look: Damages | None = None) -> list[str]:
+        """Take back the parts that are not as they were published, to be made again; a line for each finding.
+
+        Args:
+            look: finds them; None: `damages`, here and now.
+        """
+        published = [int(file.stem.removeprefix("part-")) for file in self._entry_files()]
+        found = (look or StageFolder.damages)(self, published)
+        for shard, _ in found:
+            self._take_back(self._entry_file(shard))
+        return [damage for _, damage in found]
+
+    def damages(self, shards: Sequence[int]) -> list[tuple[int, str]]:
+        """Of published parts, those that are not as they were published, and what is wrong with each."""
+        found = ((shard, self._damage(self._entry_file(shard))) for shard in shards)
+        return [(shard, damage) for shard, damage in found if damage]
 
     def _take_back(self, entry_file: Path) -> None:
         """The manifest goes first: none is left that names a part which is to be made again."""
@@ -233,7 +249,7 @@ class StageFolder:
             if (done := self.entry_or_none(shard)) is not None:
                 return done
             with replacing(self.path / name) as scratch:
-                pq.write_table(table, scratch, compression="zstd")
+                pq.write_table(table, scratch, compression="zstd", row_group_size=_ROWS_A_GROUP)
             entry = Entry(
                 shard,
                 name,
@@ -258,6 +274,30 @@ class StageFolder:
         Raises:
             ContractError: if the file is missing, differs from its entry or breaks the contract.
         """
+        file = self._checked(shard)
+        return self.contract.check(pq.read_table(file), where=str(file))
+
+    def read_rows(self, shard: int, rows: Sequence[int]) -> pa.Table:
+        """Some rows of a published part by their numbers, in their order; checked as `read` does.
+
+        However large the part is, memory is needed for a group of its rows (`_ROWS_A_GROUP`) and for those asked for.
+        """
+        file, wanted = self._checked(shard), np.asarray(rows, np.int64)
+        order = np.argsort(wanted)
+        found, start, ends = [], 0, 0
+        with pq.ParquetFile(file) as parts:
+            found.append(self.contract.check(parts.schema_arrow.empty_table(), where=str(file)))
+            for batch in parts.iter_batches(_ROWS_A_GROUP):
+                first, ends = ends, ends + batch.num_rows
+                stop = int(np.searchsorted(wanted, ends, sorter=order))
+                found.append(pa.Table.from_batches([batch]).take(wanted[order[start:stop]] - first))
+                start = stop
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        return pa.concat_tables(found).take(places)
+
+    def _checked(self, shard: int) -> Path:
+        """A published part's file, as it was published under the contract of today."""
         entry = self.entry(shard)
         file, got = self.path / entry.file, self._sha256(entry)
         if got != entry.sha256:
@@ -269,7 +309,7 @@ class StageFolder:
                 got=f"version {entry.version}",
                 fix="finish the run with the release that began it, or start another run",
             )
-        return self.contract.check(pq.read_table(file), where=str(file))
+        return file
 
     def read_all(self) -> Iterator[pa.Table]:
         """Every published part's table, in order."""
@@ -306,6 +346,10 @@ class StageFolder:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
             lock.unlink(missing_ok=True)
+
+
+Damages = Callable[[StageFolder, Sequence[int]], Sequence[tuple[int, str]]]
+"""As `StageFolder.damages`."""
 
 
 def _not_as_settled(file: Path, wanted: str, got: str) -> ContractError:

@@ -118,7 +118,14 @@ class Collector:
         assert config.prompts is not None and self._pool is not None
         count, size = self._num_prompts, config.prompts.shard_size
         draw = inputs.DrawPrompts(
-            self._pool, prompts, self._at.number, self._drawn_before, count, size, config.run.seed
+            pool=self._pool,
+            out=prompts,
+            round=self._at.number,
+            before=self._drawn_before,
+            count=count,
+            shard_size=size,
+            seed=config.run.seed,
+            shards=(),
         )
         fingerprint = {
             "pool": self._pool.digest(),
@@ -127,7 +134,7 @@ class Collector:
             "shard_size": size,
             "seed": config.run.seed,
         }
-        self._at.shop.run_stage("prompts", [prompts], fingerprint, -(-count // size), lambda _: [draw])
+        self._at.shop.run_stage("prompts", [prompts], fingerprint, -(-count // size), draw.parted)
         return prompts
 
     def sample(self, prompts: StageFolder, policy: Weights) -> StageFolder:

@@ -114,7 +114,7 @@ def read_vouched(file: Path, wanted: str, *, fix: str) -> dict[str, Any]:
         found = read_json(file)
     except InputError:
         found = None
-    if not isinstance(found, dict) or found.pop(_CHECK, None) != _hash(found):
+    if not isinstance(found, dict) or found.pop(_CHECK, None) != _hash_as_read(found):
         raise ContractError(
             str(file), wanted=f"{wanted}, as published", got="one that was changed, or not written by this run", fix=fix
         )
@@ -122,5 +122,8 @@ def read_vouched(file: Path, wanted: str, *, fix: str) -> dict[str, Any]:
 
 
 def _hash(value: Mapping[str, Any]) -> str:
-    plain = json.loads(json.dumps(value))  # keys in the order that they have when they are read again
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return _hash_as_read(json.loads(json.dumps(value)))  # keys in the order that they have when they are read again
+
+
+def _hash_as_read(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

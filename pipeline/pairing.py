@@ -86,11 +86,12 @@ def pairing(
         "pair",
         [made, fates],
         fingerprint,
-        len(prompts.entries()),
+        prompts.num_parts(),
         lambda missing: [job(shard) for shard in missing],
         lambda _: shop.crew.tasks,
         shop.tell_damage,
         made_from=[prompts, candidates, scored],
+        look=shop.damages,
     )
 
 

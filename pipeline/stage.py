@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from cluster.flow import MOST_AHEAD, Flow, Step, StepFailed
 from cluster.mapper import Workers
-from pipeline.artifacts import StageFolder
+from pipeline.artifacts import Damages, StageFolder
 from pipeline.console import Bar, Console, Stopwatch
 from pipeline.entries import Entry
 from stages.errors import PrefloopError
@@ -38,6 +38,7 @@ class Stage:
         workers: starts, or gives, whoever runs them; not called when nothing is missing.
         tell_damage: told of each published part that is not as it was published, and is made again.
         made_from: the tables of whose parts each of its parts is made.
+        look: finds the published parts that are damaged.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Stage:
     workers: Callable[[Bar | None], Any]
     tell_damage: Callable[[str], object]
     made_from: Sequence[StageFolder] = ()
+    look: Damages = StageFolder.damages
 
     def claim(self) -> None:
         """Claim the outputs: what is made from them may now be named by `StageFolder.claim`.
@@ -66,16 +68,14 @@ class Stage:
         """
         self.claim()
         for output in self.outputs:
-            for damage in output.drop_damaged():
+            for damage in output.drop_damaged(self.look):
                 self.tell_damage(damage)
             output.drop_stale(self.made_from)
         return sorted({shard for output in self.outputs for shard in output.missing(self.num_shards)})
 
     def end(self) -> list[Entry]:
         """Close the outputs' manifests, also one that speaks of other parts; the entries of the last."""
-        for output in self.outputs:
-            output.close(self.num_shards)
-        return self.outputs[-1].entries()
+        return [output.close(self.num_shards) for output in self.outputs][-1]
 
     def refuse(self, reason: str) -> None:
         """Mended inputs or settings make it anew, equal ones go on."""

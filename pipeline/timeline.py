@@ -6,7 +6,7 @@ new weights took to sample. The workers' clocks are taken to agree, as on one ma
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from cluster.timing import Timed
@@ -15,14 +15,14 @@ from pipeline.jobs.engine_logps import Divergence, EngineGap
 from pipeline.jobs.inputs import AllPrompts, DrawPrompts, PreparePairs, PreparePrompts, PrepareTexts
 from pipeline.jobs.probes import ScoreProbe, TakeWeights
 from pipeline.jobs.training import ScoreCandidates, ScoreRows, ScoreTexts, UpdatePolicy
-from pipeline.spans import Span, idle_share, joined
+from pipeline.spans import Span, Stretches, idle_share
 
 
 class Timeline:
     """The spans of a run, in this process's life."""
 
     def __init__(self) -> None:
-        self._spans: list[Span] = []
+        self._spans = Stretches()
         self._stepped: dict[int, float] = {}
         self._answered: dict[int, float] = {}
 
@@ -30,10 +30,10 @@ class Timeline:
         """Note when a job worked; an update ends with its last optimizer step, and publishes from there on."""
         stepped = done.value if isinstance(job, UpdatePolicy) else None
         if stepped is None:
-            self._spans.append(Span(stage_of(job), done.began, done.ended, done.worker))
+            self._spans.add(Span(stage_of(job), done.began, done.ended, done.worker))
         else:
-            self._spans.append(Span("update", done.began, stepped, done.worker))
-            self._spans.append(Span("publish", stepped, done.ended, done.worker))
+            self._spans.add(Span("update", done.began, stepped, done.worker))
+            self._spans.add(Span("publish", stepped, done.ended, done.worker))
             self._stepped[job.round] = stepped
         if isinstance(job, SampleShard):
             made_by = job.weights.round
@@ -41,11 +41,7 @@ class Timeline:
 
     def between(self, start: float, end: float) -> list[Span]:
         """What worked in a stretch of time, cut to it, in seconds since its start."""
-        inside = [span for span in self._spans if span.end_s > start and span.start_s < end]
-        moved = [
-            replace(span, start_s=max(0.0, span.start_s - start), end_s=min(end, span.end_s) - start) for span in inside
-        ]
-        return joined(moved)
+        return self._spans.between(start, end)
 
     def figures(self, number: int, start: float, end: float) -> dict[str, Any]:
         """A round's time line for its report, in seconds since the round's start.

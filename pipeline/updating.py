@@ -81,7 +81,7 @@ class Updater:
             "reference",
             [out],
             fingerprint,
-            len(data.entries()),
+            data.num_parts(),
             lambda _: [job],
             by_group(lambda: self._at.shop.crew.trainers(config), total=num_answers),
         )

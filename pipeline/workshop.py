@@ -16,6 +16,7 @@ from pipeline.crew import Crew
 from pipeline.engine_sync import EngineSync
 from pipeline.entries import Entry
 from pipeline.jobs import answers as jobs
+from pipeline.jobs.tables import FindDamages
 from pipeline.sources import RewardSource, Sources
 from pipeline.stage import Done, Mapper, Stage, run_stage
 from pipeline.trackers import Trackers
@@ -25,6 +26,9 @@ from stages.protocols import Weights
 from stages.sample.config import SampleConfig
 from stages.sample.stage import Draw
 from stages.score.combine import Moments, Term
+
+LOOKED_THROUGH_AT_ONCE = 64
+"""Parts; so few are read faster than a task starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,20 @@ class Workshop:
     ) -> Done:
         """See `run_stage`; stateless tasks do it where no `workers` are named."""
         workers = workers or (lambda _: self.crew.tasks)
-        stage = Stage(name, outputs, fingerprint, num_shards, jobs, workers, self.tell_damage)
+        stage = Stage(name, outputs, fingerprint, num_shards, jobs, workers, self.tell_damage, look=self.damages)
         return run_stage(stage, self.console)
 
     def tell_damage(self, damage: str) -> None:
         """A line for a published part that is made again, since it is not as it was published."""
         self.console.line("", "damaged", f"{damage}; it is made again")
+
+    def damages(self, folder: StageFolder, shards: Sequence[int]) -> list[tuple[int, str]]:
+        """See `StageFolder.damages`; where there are many parts, tasks read them, since the driver is one process."""
+        if len(shards) <= LOOKED_THROUGH_AT_ONCE:
+            return folder.damages(shards)
+        starts = range(0, len(shards), LOOKED_THROUGH_AT_ONCE)
+        looks = [FindDamages(folder, tuple(shards[first : first + LOOKED_THROUGH_AT_ONCE])) for first in starts]
+        return sorted(damage for found in self.crew.tasks.map(looks) for damage in found)
 
     # ---- sample -----------------------------------------------------------------------------------------------------
 
@@ -83,11 +95,12 @@ class Workshop:
             "sample",
             [out],
             fingerprint,
-            len(prompts.entries()),
+            prompts.num_parts(),
             lambda missing: [jobs.SampleShard(i, prompts, out, weights, how, draw) for i in missing],
             lambda _: self.sync.samplers(weights, config),
             self.tell_damage,
             made_from=[prompts],
+            look=self.damages,
         )
 
     def sample(
@@ -122,11 +135,12 @@ class Workshop:
             "score",
             [first],
             {"candidates": candidates.claim(), "rewards": [source.identity() for source in rewards]},
-            len(prompts.entries()),
+            prompts.num_parts(),
             lambda missing: [jobs.ScoreShard(i, prompts, first, candidates, round) for i in missing],
             lambda _: self.crew.scorers(config, rewards, kept_in=self.folder),
             self.tell_damage,
             made_from=[prompts, candidates],
+            look=self.damages,
         )
 
     def score(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +99,18 @@ class PreparePrompts:
         return [self.out.publish(0, table, stats=stats)]
 
 
-@dataclass(frozen=True, slots=True)
+MOST_ROWS_DRAWN = 1 << 18
+"""By one job that draws prompts, so that its memory is bounded however many a round has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DrawPrompts:
-    """A round's prompts from the pool, cut into shards."""
+    """Some shards of a round's prompts, from the pool.
+
+    Attributes:
+        before, count: see `draw`.
+        shards: those to make.
+    """
 
     pool: StageFolder
     out: StageFolder
@@ -110,11 +119,24 @@ class DrawPrompts:
     count: int
     shard_size: int
     seed: int
+    shards: tuple[int, ...]
 
-    def __call__(self, _state: None) -> list[Entry]:
-        pool = self.pool.read(0)
-        table = pool.take(draw(pool.num_rows, before=self.before, count=self.count, seed=self.seed))
-        return _publish_shards(self.out, table, self.round, self.shard_size, [self.pool.entry(0)])
+    def __call__(self, _state: None) -> int:
+        pool, size = self.pool.entry(0), self.shard_size
+        order = draw(pool.rows, before=self.before, count=self.count, seed=self.seed)
+        cuts = [order[shard * size : (shard + 1) * size] for shard in self.shards]
+        table, start = _of_round(self.pool.read_rows(0, [row for cut in cuts for row in cut]), self.round), 0
+        for shard, cut in zip(self.shards, cuts, strict=True):
+            self.out.publish(shard, table.slice(start, len(cut)), parents=[pool])
+            start += len(cut)
+        return start
+
+    def parted(self, missing: Sequence[int]) -> list[DrawPrompts]:
+        """Jobs for the shards that are missing, each of at most `MOST_ROWS_DRAWN` prompts or of one shard."""
+        at_once = max(1, MOST_ROWS_DRAWN // self.shard_size)
+        return [
+            replace(self, shards=tuple(missing[first : first + at_once])) for first in range(0, len(missing), at_once)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +152,16 @@ class AllPrompts:
 
 
 def _publish_shards(out: StageFolder, table: pa.Table, round: int, size: int, parents: Sequence[Entry]) -> list[Entry]:
-    column = table.schema.get_field_index("round")
-    table = table.set_column(column, table.schema.field(column), pa.array([round] * table.num_rows, pa.int32()))
+    table = _of_round(table, round)
     return [
         out.publish(shard, table.slice(start, size), parents=parents)
         for shard, start in enumerate(range(0, table.num_rows, size))
     ]
+
+
+def _of_round(table: pa.Table, round: int) -> pa.Table:
+    column = table.schema.get_field_index("round")
+    return table.set_column(column, table.schema.field(column), pa.array([round] * table.num_rows, pa.int32()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

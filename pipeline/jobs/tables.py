@@ -165,6 +165,17 @@ def _without_candidates(prompts: pa.Table, candidates: pa.Table) -> list[dict[st
 
 
 @dataclass(frozen=True, slots=True)
+class FindDamages:
+    """Which of some published parts are not as they were published; see `StageFolder.damages`."""
+
+    folder: StageFolder
+    shards: tuple[int, ...]
+
+    def __call__(self, _state: None) -> list[tuple[int, str]]:
+        return self.folder.damages(self.shards)
+
+
+@dataclass(frozen=True, slots=True)
 class RoundOf:
     """The round that a table says it belongs to; 0 for one without rows."""
 
