@@ -9,6 +9,7 @@
 # make bench-pairing  how fast answers become pairs, likewise
 # make bench-update   an optimizer step against TRL's, likewise
 # make reproduce      DPO, DPOP and MinorDPO where they may break: docs/robustness.md anew
+# make configuration  docs/configuration.md anew, from the classes that check a config
 # make format     format, and mend what the linter can
 # make install    install what is missing
 # make clean-env  remove the environment
@@ -27,7 +28,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: help run test test-slow test-all test-faults test-browser check bench-round bench-pairing bench-update reproduce format install clean-env
+.PHONY: help run test test-slow test-all test-faults test-browser check configuration bench-round bench-pairing bench-update reproduce format install clean-env
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -68,6 +69,9 @@ bench-update: $(READY)
 
 reproduce: $(READY)
 	@PYTHONPATH=. $(BIN)/python -m benchmarks.robustness $(ARGS)
+
+configuration: $(READY)
+	@$(BIN)/python -m pipeline.config_reference
 
 format: $(READY)
 	@$(BIN)/ruff format .
