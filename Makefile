@@ -9,6 +9,7 @@
 # make bench-pairing  how fast answers become pairs, likewise
 # make bench-update   an optimizer step against TRL's, likewise
 # make reproduce      DPO, DPOP and MinorDPO where they may break: docs/robustness.md anew
+# make docs       the documentation as pages: site/index.html; refuses dead links
 # make configuration  docs/configuration.md anew, from the classes that check a config
 # make format     format, and mend what the linter can
 # make install    install what is missing
@@ -28,7 +29,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: help run test test-slow test-all test-faults test-browser check configuration bench-round bench-pairing bench-update reproduce format install clean-env
+.PHONY: help run test test-slow test-all test-faults test-browser check docs configuration bench-round bench-pairing bench-update reproduce format install clean-env
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -69,6 +70,11 @@ bench-update: $(READY)
 
 reproduce: $(READY)
 	@PYTHONPATH=. $(BIN)/python -m benchmarks.robustness $(ARGS)
+
+docs: $(READY)
+	@$(PIP) $(PINNED) --editable ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
+	@echo "documentation   site/index.html   (for a browser; it needs no network)"
 
 configuration: $(READY)
 	@$(BIN)/python -m pipeline.config_reference
