@@ -44,7 +44,7 @@ list in the place of a number has one number for each round, and the last one go
 `update: {beta: [0.01, 0.1, 1.0]}`.
 """
 
-_WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text", Path: "path"}
+_WORDS = {int: "whole number", float: "number", int | float: "number", bool: "true or false", str: "text", Path: "path"}
 _BOUNDS = (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than"))
 
 
@@ -185,12 +185,12 @@ def _in_words(annotation: Any) -> str:
         return "`null`"
     if origin is typing.Literal:
         return ", ".join(f"`{word}`" for word in inner)
-    if origin in (typing.Union, types.UnionType):
+    if origin in (typing.Union, types.UnionType) and annotation not in _WORDS:
         return " or ".join(dict.fromkeys(_in_words(part) for part in inner))
     if origin is tuple:
-        return f"list of {_in_words(inner[0])}"
+        return f"list of {_in_words(inner[0])}{'s' * (inner[0] in _WORDS)}"
     if origin is dict:
-        return "keys with values" if inner[1] is Any else f"keys, each with {_in_words(inner[1])}"
+        return "keys with values" if inner[1] is Any else f"keys, each with a {_in_words(inner[1])}"
     return _WORDS.get(annotation, "keys with values")
 
 

@@ -80,7 +80,11 @@ class PairsConfig(Settings):
     path: str = Field(description="a file or folder as for prompts.path, with chosen and rejected answers")
     config: str | None = Field(None, description="as prompts.config")
     split: str | None = Field(None, description="as prompts.split")
-    columns: dict[str, str] = Field({}, description="role (see pipeline.pair_files) to column, where names differ")
+    columns: dict[str, str] = Field(
+        {},
+        description="role (prompt, messages, chosen, rejected, score_chosen, score_rejected) to column, where names "
+        "differ",
+    )
     max_length: int | None = Field(None, ge=2, description="tokens of prompt and answer; null: the model's context")
     system: str | None = Field(None, description="as prompts.system")
     chat_template_kwargs: dict[str, Any] = Field({}, description="as prompts.chat_template_kwargs")
