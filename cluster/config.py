@@ -41,6 +41,12 @@ class ClusterConfig(BaseModel):
         description="seconds a worker may take for one shard, its own start included, and the training group for one "
         "step, before it counts as hung: it is ended, and started again like a dead one",
     )
+    notice_s: float = Field(
+        25.0,
+        ge=0,
+        description="seconds that a checkpoint may take after notice that this process will be taken away (SIGTERM), "
+        "before it ends",
+    )
     start_timeout_s: float = Field(
         600.0, gt=0, description="seconds to wait for cores and GPUs that others hold, before the run ends"
     )

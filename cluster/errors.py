@@ -9,6 +9,10 @@ class ClusterError(RuntimeError):
     """The base of the errors here."""
 
 
+class TakenAway(KeyboardInterrupt):
+    """This process has had notice to end, and what was under way is saved, or was given its time."""
+
+
 class WorkerLost(ClusterError):
     """A worker, or the whole training group, died and was not to be had again.
 

@@ -15,7 +15,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -150,9 +150,9 @@ class Workers(ABC):
     @abstractmethod
     def _begin(self, attempt: Attempt) -> None: ...
 
-    def _noted(self, job: Job, done: Timed) -> Any:
-        """What a job returned, once its times have been noted."""
-        self._watcher.on_work(job, done)
+    def _noted(self, job: Job, done: Timed, *, by: Path) -> Any:
+        """What a job returned, once its times have been noted; `by`: the log of who did it."""
+        self._watcher.on_work(job, replace(done, worker=by.stem))
         return done.value
 
     def _hung(self, name: str, log: Path) -> WorkerLost:

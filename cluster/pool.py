@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,10 @@ class Pool(Workers):
         build: makes the state, in the actor.
         name: of the actors' log files, ``NAME-0.log`` and on.
         size: how many actors.
+        most: how many there may be while jobs wait; None: as many as `size`. Those above it end when none waits.
         resources: what each asks Ray for.
         log_dir: where their output goes.
+        leaving: the nodes that will be taken away soon, by their ids: an idle actor there is started again elsewhere.
     """
 
     def __init__(
@@ -47,17 +49,21 @@ class Pool(Workers):
         *,
         name: str,
         size: int,
+        most: int | None = None,
         resources: Resources,
         log_dir: Path,
         patience: Patience,
         watcher: Watcher | None = None,
+        leaving: Callable[[], Collection[str]] = tuple,
     ) -> None:
         super().__init__(patience, watcher or Watcher())
         self._name, self._build, self._resources = name, build, resources
-        self._logs = [log_dir / f"{name}-{index}.log" for index in range(size)]
-        self._deaths = [0] * size  # of an actor, since it came up last
-        self._asked_at, self._start_s = [0.0] * size, [0.0] * size
-        self._actors: list[Any] = [None] * size
+        self._size, most, self._leaving = size, max(size, most or size), leaving
+        self._logs = [log_dir / f"{name}-{index}.log" for index in range(most)]
+        self._deaths = [0] * most  # of an actor, since it came up last
+        self._asked_at, self._start_s = [0.0] * most, [0.0] * most
+        self._actors: list[Any] = [None] * most  # None: it is not wanted now
+        self._nodes = [""] * most  # where each came up
         self._idle: list[int] = []
         self._starting: dict[Any, int] = {}
         self._waiting: deque[Attempt] = deque()
@@ -152,7 +158,7 @@ class Pool(Workers):
 
     def close(self) -> None:
         """End the actors."""
-        for actor in self._actors:
+        for actor in filter(None, self._actors):
             ray.kill(actor)
         self._actors, self._idle, self._starting = [], [], {}
         self.forget()
@@ -162,10 +168,33 @@ class Pool(Workers):
         self._give_out()
 
     def _give_out(self) -> None:
+        """Have idle actors begin jobs, and as many actors there as the jobs that wait are worth."""
+        leaving = self._leaving()
+        for index in [index for index in self._idle if self._nodes[index] in leaving]:
+            self._end(index)
+            self._start(index)
         while self._waiting and self._idle:
             index, attempt = self._idle.pop(0), self._waiting.popleft()
             due = time.monotonic() + self.patience.job_timeout_s
             self._running[self._actors[index].run.remote(attempt.job)] = _Given(index, attempt, due)
+
+        extra = range(self._size, len(self._actors))
+        if not self._waiting:
+            for index in [index for index in extra if self._actors[index] and not self._works(index)]:
+                self._end(index)
+        for index in extra:
+            if len(self._starting) < len(self._waiting) and self._actors[index] is None:
+                self._start(index)
+
+    def _works(self, index: int) -> bool:
+        return any(given.index == index for given in self._running.values())
+
+    def _end(self, index: int) -> None:
+        """End an actor that has no job; whether it has come up or not."""
+        ray.kill(self._actors[index])
+        self._actors[index] = None
+        self._idle = [other for other in self._idle if other != index]
+        self._starting = {ref: other for ref, other in self._starting.items() if other != index}
 
     def _start(self, index: int) -> None:
         # Started again here, not by Ray, which would wait without end for cores that others took meanwhile.
@@ -173,13 +202,13 @@ class Pool(Workers):
         actor = ray.remote(_Actor).options(num_cpus=self._resources.cpus, num_gpus=self._resources.gpus, **once)
         self._asked_at[index] = time.monotonic()
         self._actors[index] = actor.remote(self._build, self._logs[index])
-        self._starting[self._actors[index].__ray_ready__.remote()] = index
+        self._starting[self._actors[index].node.remote()] = index
 
     def _arrived(self, ref: Any) -> None:
         """An actor has come up, or died on the way."""
         index = self._starting.pop(ref)
         try:
-            result_of(ref, self._logs[index])
+            self._nodes[index] = result_of(ref, self._logs[index])
         except WorkerLost as lost:
             self._restart(index, lost)
         else:
@@ -192,7 +221,7 @@ class Pool(Workers):
         if done.build_s is not None:
             start_s = self._start_s[index] + done.build_s
             self._watcher.on_start(self._logs[index].stem, start_s, done.ended - done.began)
-        return self._noted(job, done)
+        return self._noted(job, done, by=self._logs[index])
 
     def _restart(self, index: int, lost: WorkerLost) -> None:
         """Start an actor again; deaths under a job count for the job, those on the way up for the actor."""
@@ -200,8 +229,9 @@ class Pool(Workers):
         if self._deaths[index] > self.patience.max_restarts:
             raise lost
         self._watcher.on_death(lost)
-        ray.kill(self._actors[index])  # it may only have hung
-        self._start(index)
+        self._end(index)  # it may only have hung
+        if index < self._size or self._waiting:
+            self._start(index)
 
 
 class _Actor:
@@ -209,6 +239,10 @@ class _Actor:
         redirect_output(log)
         self._build = build
         self._state: Any = None
+
+    def node(self) -> str:
+        """The id of the node that it came up on."""
+        return str(ray.get_runtime_context().get_node_id())
 
     def run(self, job: Job, built_only: bool = False) -> Timed | None:
         # Built at the first job, not in __init__: what it raises then comes back as it is.

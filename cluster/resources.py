@@ -15,10 +15,22 @@ class Devices:
     Attributes:
         cpus: cores.
         gpus: GPUs.
+        num_nodes: machines that they are on.
     """
 
     cpus: int
     gpus: int
+    num_nodes: int = 1
+
+    @property
+    def cpus_of_a_node(self) -> int:
+        """Cores of one machine, where all are alike."""
+        return self.cpus // self.num_nodes
+
+    @property
+    def cpus_to_deal(self) -> int:
+        """Cores to deal out: of several machines one may be lost, and the others shall hold all workers then."""
+        return self.cpus if self.num_nodes == 1 else self.cpus - self.cpus_of_a_node
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ def session(
     try:
         have = ray.cluster_resources()
         with watched_node() if local else nullcontext():
-            yield Devices(cpus=int(have.get("CPU", 0)), gpus=int(have.get("GPU", 0)))
+            yield Devices(int(have.get("CPU", 0)), int(have.get("GPU", 0)), len(_nodes()))
     except NodeLost:  # a farewell would wait for it; what is left of it ends with this process
         raise
     except BaseException as error:
@@ -131,7 +131,7 @@ def _nodes() -> list[Node]:
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in alive]
+    return [Node(found["CPU"], found.get("GPU", 0)) for found in alive if found.get("CPU", 0) > 0]
 
 
 def told(cpus: float, gpus: float) -> str:

@@ -73,7 +73,7 @@ class Tasks(Workers):
         if value == _STARTED:
             self._running[ref] = _Begun(attempt, time.monotonic() + self.patience.job_timeout_s)
             return None
-        return Outcome(attempt.number, self._noted(attempt.job, value))
+        return Outcome(attempt.number, self._noted(attempt.job, value, by=self._log))
 
     def forget(self) -> None:
         self._starting.clear()

@@ -14,12 +14,14 @@ class Timed:
 
     Attributes:
         build_s: seconds that its worker took just before to build its state; None where it was built already.
+        worker: the name of whoever did it, as its log has it.
     """
 
     value: Any
     began: float
     ended: float
     build_s: float | None = None
+    worker: str = ""
 
 
 OnWork = Callable[[Any, Timed], object]

@@ -16,11 +16,13 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import KeptWaiting, WorkerLost, last_words
 from cluster.mailbox import GroupJob, Mailbox, News
@@ -64,7 +66,7 @@ class TrainingGroup:
         self._patience, self._watcher = patience, watcher or Watcher()
         self._size, self._resources, self._storage = size, resources, storage
         self._log = log_dir / "trainer-0.log"
-        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_restarts=0).remote()
+        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_restarts=0, **_here()).remote()
         self._config = {"mailbox": self._mailbox, "build": build, "refusals": refusals, "log_dir": log_dir}
         self._num_jobs = self._num_done = self._num_groups = 0
         self._hung = False
@@ -95,7 +97,7 @@ class TrainingGroup:
                 self._num_done += 1
                 if isinstance(news.outcome, Exception):
                     raise news.outcome
-                self._watcher.on_work(job, news.outcome)
+                self._watcher.on_work(job, replace(news.outcome, worker="trainers"))
                 return news.outcome.value
             if ended:
                 self._go_on(job)
@@ -112,7 +114,7 @@ class TrainingGroup:
 
     def _begin(self) -> None:
         self._done_before, self._asked_at = self._num_done, time.time()
-        fit = ray.remote(_fit).options(num_cpus=0, max_retries=0)
+        fit = ray.remote(_fit).options(num_cpus=0, max_retries=0, **_here())
         self._ended = fit.remote(
             self._config,
             size=self._size,
@@ -175,6 +177,12 @@ class TrainingGroup:
         except RayError as error:
             reason = f"its mailbox died: {first_line(error)}"
             raise WorkerLost("training group", self._log, reason) from error
+
+
+def _here() -> dict[str, Any]:
+    """Options of what is to live and die with the driver: another node may be taken away."""
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
 
 
 def _fit(config: dict[str, Any], **options: Any) -> bool:

@@ -17,9 +17,9 @@ from stages.errors import ConfigError, PrefloopError
 def answer_for(work: Callable[[], Any]) -> None:
     """Do the work, and end the process with a status.
 
-    0: done; 1: it could not be done; 2: the config is wrong; 70: a mistake of ours; 130: interrupted.
+    0: done; 1: it could not be done; 2: the config is wrong; 70: a mistake of ours; 130: interrupted; 143: SIGTERM.
     """
-    from cluster.errors import KeptWaiting, NodeLost, NotEnough, Unprotected, Unreachable, WorkerLost
+    from cluster.errors import KeptWaiting, NodeLost, NotEnough, TakenAway, Unprotected, Unreachable, WorkerLost
 
     try:
         work()
@@ -58,6 +58,8 @@ def answer_for(work: Callable[[], Any]) -> None:
             "code on it, --set cluster.allow_unauthenticated=true",
             1,
         )
+    except TakenAway:
+        _leave("ended as asked (SIGTERM); the same command carries on where this one stopped", 143)
     except KeyboardInterrupt:
         _leave("interrupted; the same command carries on where this one stopped", 130)
     except Exception as error:  # the last line before the user

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cluster.notices import Saving
 from pipeline.artifacts import MANIFEST
 from pipeline.files import read_vouched, sync, write_vouched
 from pipeline.fingerprints import differing_fields
@@ -25,6 +26,7 @@ from stages.weights import file_sha256
 
 _log = logging.getLogger(__name__)
 _KEPT = 2
+_ASKED = "asked"  # there while somebody waits for a checkpoint, whatever the clock says
 
 
 class CheckpointFolder:
@@ -56,6 +58,8 @@ class CheckpointFolder:
 
     def is_due(self, step: int) -> bool:
         """Whether one is wanted, after so many steps."""
+        if (self._folder / _ASKED).exists():
+            return True
         by_step = self._steps is not None and step % self._steps == 0
         return by_step or (self._minutes is not None and time.monotonic() - self._last >= 60 * self._minutes)
 
@@ -71,6 +75,7 @@ class CheckpointFolder:
             _log.warning("no checkpoint after step %d, the update goes on: %s", step, error)
             _remove(folder)
         self._last = time.monotonic()
+        (self._folder / _ASKED).unlink(missing_ok=True)
 
     def _publish(self, folder: Path) -> None:
         files = sorted(folder.iterdir())
@@ -102,6 +107,18 @@ class CheckpointFolder:
 def drop_checkpoints(round_folder: Path) -> None:
     """Remove those of a round whose policy is published."""
     _remove(_folder(round_folder))
+
+
+def asking(round_folder: Path) -> Saving:
+    """How a round's update is asked for a checkpoint; nobody has asked yet."""
+    asked = _folder(round_folder) / _ASKED
+    asked.unlink(missing_ok=True)
+
+    def ask() -> None:
+        asked.parent.mkdir(exist_ok=True)
+        asked.touch()
+
+    return Saving(ask, asked.exists)
 
 
 def _folder(round_folder: Path) -> Path:

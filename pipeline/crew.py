@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.mapper import Patience, Watcher
 from cluster.metrics import rates
+from cluster.notices import Notices
 from cluster.pool import Pool
 from cluster.session import Devices, Resources
 from cluster.tasks import Tasks
@@ -133,15 +134,18 @@ class Crew:
         worker_log: told of every worker that came up, or died and is replaced.
 
     Attributes:
+        notices: of what will be taken away soon.
         timeline: when they worked.
         rates: how fast, for Prometheus.
     """
 
-    def __init__(self, config: Config, devices: Devices, *, log_dir: Path, worker_log: WorkerLog) -> None:
+    def __init__(
+        self, config: Config, devices: Devices, *, log_dir: Path, worker_log: WorkerLog, notices: Notices
+    ) -> None:
         self.timeline, asked = Timeline(), config.cluster
         self._patience = Patience(asked.max_worker_restarts, asked.start_timeout_s, asked.job_timeout_s)
         self._watcher = Watcher(self._note, worker_log.came_up, worker_log.died)
-        self._config, self.devices, self._log_dir = config, devices, log_dir
+        self._config, self.devices, self._log_dir, self.notices = config, devices, log_dir, notices
         self.layout = lay_out(config, devices)
         self._held: dict[str, tuple[object, Any]] = {}
         self._colocated = config.cluster.placement == "colocate"
@@ -179,7 +183,7 @@ class Crew:
             config.run.seed,
             self._colocated,
         )
-        return self._pool("sampler", build, config.sample.engines, layout.sampler)
+        return self._pool("sampler", build, config.sample.engines, layout.sampler, most=config.sample.max_engines)
 
     def scorers(self, config: Config, rewards: Sequence[RewardSource], *, kept_in: Path) -> Pool:
         """Rewards, loaded; without a model among them they need no turn.
@@ -190,7 +194,7 @@ class Crew:
         if any(source.folder is not None for source in rewards):
             self._take_turn("scorer")
         build = BuildRewards(
-            tuple(rewards), self.devices.cpus, self.layout.scorer.gpus > 0, answers_folder(config, kept_in)
+            tuple(rewards), self.devices.cpus_of_a_node, self.layout.scorer.gpus > 0, answers_folder(config, kept_in)
         )
         return self._pool("scorer", build, 1, self.layout.scorer)
 
@@ -239,7 +243,7 @@ class Crew:
 
     def _threads(self, asked: int | None, *, among: int) -> int:
         """CPU threads of each of some equal workers: as asked, else an equal share, since stages take turns."""
-        return asked or max(1, self.devices.cpus // max(1, among))
+        return asked or max(1, min(self.devices.cpus // max(1, among), self.devices.cpus_of_a_node))
 
     def _take_turn(self, kind: str) -> None:
         """Have the kind whose turn it was rest, where devices are shared."""
@@ -252,19 +256,21 @@ class Crew:
         else:
             workers.each(rest_sampler if before == "sampler" else rest_rewards, built_only=True)
 
-    def _pool(self, name: str, build: Any, size: int, resources: Resources) -> Pool:
+    def _pool(self, name: str, build: Any, size: int, resources: Resources, *, most: int | None = None) -> Pool:
         def start() -> Pool:
             return Pool(
                 build,
                 name=name,
                 size=size,
+                most=most,
                 resources=resources,
                 log_dir=self._log_dir,
                 patience=self._patience,
                 watcher=self._watcher,
+                leaving=lambda: self.notices.leaving,
             )
 
-        return self._same_or_new(name, (build, size, resources), start)  # type: ignore[no-any-return]
+        return self._same_or_new(name, (build, size, most, resources), start)  # type: ignore[no-any-return]
 
     def _same_or_new(self, kind: str, key: object, start: Callable[[], Any]) -> Any:
         if kind in self._held and self._held[kind][0] != key:

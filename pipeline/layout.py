@@ -56,8 +56,9 @@ def lay_out(config: Config, devices: Devices) -> Layout:
     """Shares of the machine such that everyone holds theirs at once, in every round.
 
     Cores are dealt in equal shares to all workers and one spare for tasks, so that Ray never waits for cores that the
-    run's own actors hold; stages take turns, so that each may use all threads. GPUs are dealt as the placement says. A
-    round with other numbers of workers changes no share: workers of two rounds would else wait for each other.
+    run's own actors hold, even where one of several machines is lost; stages take turns, so that each may use all
+    threads. GPUs are dealt as the placement says. A round with other numbers of workers changes no share: workers of
+    two rounds would else wait for each other.
 
     Raises:
         ConfigError: if workers would have to share GPUs that cannot share one.
@@ -80,7 +81,7 @@ def lay_out(config: Config, devices: Devices) -> Layout:
     shares = (0.0, 0.0, 0.0)
     if devices.gpus:
         shares = (_split if config.cluster.placement == "split" else _colocated)(on_gpu, devices.gpus)
-    cpus = min(1.0, math.floor(100 * devices.cpus / (spans + scorers + trainers + 1)) / 100)
+    cpus = min(1.0, math.floor(100 * devices.cpus_to_deal / (spans + scorers + trainers + 1)) / 100)
     sampler = Resources(cpus, shares[0])
     scorer = Resources(cpus, shares[1] if models_score else 0.0)
     trainer = Resources(cpus, shares[2] if train_on_gpu else 0.0)

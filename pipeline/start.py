@@ -110,6 +110,7 @@ def opened(
         if needs == ALL:
             _tell_shortages(config, console)
         # From here on Ray is imported.
+        from cluster.notices import Notices
         from pipeline.crew import Crew
         from pipeline.engine_sync import EngineSync
         from pipeline.workshop import Workshop
@@ -120,9 +121,12 @@ def opened(
             session(config.cluster, log_dir=log_dir, search_path=[beside], shipped=shipped) as devices,
         ):
             fault_point("driver.start")
-            crew = Crew(config, devices, log_dir=log_dir, worker_log=WorkerLog(log_dir, console))
+            notices = Notices(config.cluster.notice_s, lambda node: console.line("", "drained", f"node {node[:8]}"))
+            worker_log = WorkerLog(log_dir, console)
+            crew = Crew(config, devices, log_dir=log_dir, worker_log=worker_log, notices=notices)
             refuse_unless_it_fits(crew.layout.workers)
-            yield Workshop(config, sources, crew, console, folder, EngineSync(crew, folder), trackers)
+            with notices.taken(of_nodes=config.cluster.address != "local"):
+                yield Workshop(config, sources, crew, console, folder, EngineSync(crew, folder), trackers)
             crew.close()  # after an error, the end of the session ends them too
     except (PrefloopError, ClusterError):
         raise
@@ -164,7 +168,8 @@ def _find(config: Config, console: Console, log_dir: Path, needs: Sequence[str])
 
 def _announce(shop: Workshop) -> None:
     config, devices = shop.config, shop.crew.devices
-    there = f"{devices.cpus} cores, {devices.gpus or 'no'} GPU{'s' if devices.gpus > 1 else ''}"
+    nodes = f"{devices.num_nodes} nodes, " if devices.num_nodes > 1 else ""
+    there = f"{nodes}{devices.cpus} cores, {devices.gpus or 'no'} GPU{'s' if devices.gpus > 1 else ''}"
     rounds = f"{config.num_rounds} round{'s' * (config.num_rounds != 1)}"
     told = f"{config.run.name}: {rounds} of {config.update.told} on {config.policy.path}   {there}"
     shop.console.line("", "run", told)

@@ -6,8 +6,7 @@ new weights took to sample. The workers' clocks are taken to agree, as on one ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from cluster.timing import Timed
@@ -16,9 +15,7 @@ from pipeline.jobs.engine_logps import Divergence, EngineGap
 from pipeline.jobs.inputs import AllPrompts, DrawPrompts, PreparePairs, PreparePrompts, PrepareTexts
 from pipeline.jobs.probes import ScoreProbe, TakeWeights
 from pipeline.jobs.training import ScoreCandidates, ScoreRows, ScoreTexts, UpdatePolicy
-from pipeline.spans import Span, idle_share
-
-_JOINED_S = 0.01  # jobs of a stage that follow each other within this time are one span in a report
+from pipeline.spans import Span, idle_share, joined
 
 
 class Timeline:
@@ -33,10 +30,10 @@ class Timeline:
         """Note when a job worked; an update ends with its last optimizer step, and publishes from there on."""
         stepped = done.value if isinstance(job, UpdatePolicy) else None
         if stepped is None:
-            self._spans.append(Span(stage_of(job), done.began, done.ended))
+            self._spans.append(Span(stage_of(job), done.began, done.ended, done.worker))
         else:
-            self._spans.append(Span("update", done.began, stepped))
-            self._spans.append(Span("publish", stepped, done.ended))
+            self._spans.append(Span("update", done.began, stepped, done.worker))
+            self._spans.append(Span("publish", stepped, done.ended, done.worker))
             self._stepped[job.round] = stepped
         if isinstance(job, SampleShard):
             made_by = job.weights.round
@@ -48,7 +45,7 @@ class Timeline:
         moved = [
             replace(span, start_s=max(0.0, span.start_s - start), end_s=min(end, span.end_s) - start) for span in inside
         ]
-        return _joined(moved)
+        return joined(moved)
 
     def figures(self, number: int, start: float, end: float) -> dict[str, Any]:
         """A round's time line for its report, in seconds since the round's start.
@@ -60,24 +57,12 @@ class Timeline:
         spans = self.between(start, end)
         found: dict[str, Any] = {
             "started": start,
-            "timeline": [{"stage": s.stage, "start_s": round(s.start_s, 3), "end_s": round(s.end_s, 3)} for s in spans],
+            "timeline": [asdict(s) | {"start_s": round(s.start_s, 3), "end_s": round(s.end_s, 3)} for s in spans],
             "idle_share": idle_share(spans, end - start),
         }
         if number in self._stepped and number in self._answered:
             found["first_answers_s"] = self._answered[number] - self._stepped[number]
         return found
-
-
-def _joined(spans: Sequence[Span]) -> list[Span]:
-    """Spans in order of start, those of one stage that touch or overlap as one."""
-    joined: list[Span] = []
-    for span in sorted(spans, key=lambda found: (found.stage, found.start_s)):
-        last = joined[-1] if joined else None
-        if last is not None and last.stage == span.stage and span.start_s <= last.end_s + _JOINED_S:
-            joined[-1] = replace(last, end_s=max(last.end_s, span.end_s))
-        else:
-            joined.append(span)
-    return sorted(joined, key=lambda found: found.start_s)
 
 
 def stage_of(job: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import figures
 from pipeline.artifacts import StageFolder
-from pipeline.checkpoints import drop_checkpoints
+from pipeline.checkpoints import asking, drop_checkpoints
 from pipeline.console import Stopwatch, duration
 from pipeline.jobs import training
 from pipeline.jobs.engine_logps import EngineGap, TakeEngineLogps, taken_gap
@@ -151,7 +151,7 @@ class Updater:
                 probe=shop.sync.probe,
             )
             training.step_journal(self._at.folder).drop()
-            with shop.console.bar("update", total=None) as bar:
+            with shop.console.bar("update", total=None) as bar, shop.crew.notices.saved(asking(self._at.folder)):
 
                 def on_step(step: dict[str, float]) -> None:
                     bar.at(step["step"], step["steps"])

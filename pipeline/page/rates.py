@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.page.charts import Chart, Series
 from pipeline.page.curves import Step
+from pipeline.spans import Span, busy_s
 
 
 def rate_curves(reports: Sequence[Mapping[str, Any]], steps: Mapping[int, Sequence[Step]]) -> list[Chart]:
@@ -42,7 +43,7 @@ def _sampled(report: Mapping[str, Any]) -> tuple[float | None, float | None]:
     tokens = (report.get("sample") or {}).get("num_tokens")
     if not tokens:
         return None, None
-    busy = sum(span["end_s"] - span["start_s"] for span in report.get("timeline", []) if span["stage"] == "sample")
+    busy = busy_s([Span(**span) for span in report.get("timeline", []) if span["stage"] == "sample"])
     whole = report.get("seconds")
     return tokens / busy if busy else None, tokens / whole if whole else None
 

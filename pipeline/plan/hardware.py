@@ -49,7 +49,8 @@ class Hardware:
     @property
     def devices(self) -> Devices:
         """The sums over all machines."""
-        return Devices(int(self.node.cpus) * self.num_nodes, int(self.node.gpus) * self.num_nodes)
+        num_nodes = self.num_nodes
+        return Devices(int(self.node.cpus) * num_nodes, int(self.node.gpus) * num_nodes, num_nodes)
 
 
 def named(text: str) -> Hardware:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from stages.settings import Settings, where
 
@@ -25,12 +27,24 @@ class SampleConfig(Settings):
     max_new_tokens: int = Field(256, ge=1, description="tokens an answer has at most, the EOS included")
     max_model_len: int | None = Field(None, ge=2, description="tokens of prompt and answer; null: the model's context")
     engines: int = where(1, ge=1, description="vLLM engines that share the shards")
+    max_engines: int | None = where(
+        None,
+        ge=1,
+        description="engines at most: while shards wait, further ones come up where the cluster has room, or grows, "
+        "and end when none waits; null: as many as engines",
+    )
     tensor_parallel_size: int = where(1, ge=1, description="GPUs an engine spans")
     gpu_memory_utilization: float = where(0.85, gt=0, le=1, description="share of a GPU that an engine takes")
     num_threads: int | None = where(
         None, ge=1, description="an engine's CPU threads on a machine without a GPU; null: its share of all cores"
     )
     kv_cache_gib: int = where(1, ge=1, description="GiB of KV cache on a machine without a GPU")
+
+    @model_validator(mode="after")
+    def _at_least_engines(self) -> Self:
+        if self.max_engines is not None and self.max_engines < self.engines:
+            raise ValueError(f"max_engines: at least engines ({self.engines}), or null")
+        return self
 
     def engine(self) -> SampleConfig:
         """What an engine is started with: the settings of single requests, which come with each, left at defaults."""

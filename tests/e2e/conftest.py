@@ -46,15 +46,20 @@ class Prefloop:
         self,
         *overrides: str,
         when: Callable[[], bool],
+        by: signal.Signals = signal.SIGINT,
         config: str | Path = "configs/quickstart.yaml",
         faults: Mapping[str, str] = NO_FAULTS,
     ) -> Outcome:
-        """Started as in a terminal, and sent Ctrl-C (to the whole process group) once `when` holds."""
+        """Started as in a terminal, and sent Ctrl-C (to the whole process group) once `when` holds.
+
+        Args:
+            by: another signal goes to the command alone.
+        """
         process = self._start(config, overrides, faults)
         while process.poll() is None and not when():
             time.sleep(0.05)
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, by) if by == signal.SIGINT else process.send_signal(by)
         out, err = process.communicate(timeout=120)
         return Outcome(process.returncode, out, err)
 

@@ -83,6 +83,23 @@ def test_a_training_worker_that_is_killed_costs_the_steps_since_the_last_checkpo
     check(run, whole, done.out)
 
 
+def test_notice_to_end_saves_the_update_first_and_the_same_command_goes_on_from_there(prefloop, whole):
+    """No checkpoint is due by itself: the one it goes on from was written since SIGTERM came."""
+    run, mine = prefloop.runs / "noticed", (*OPTIONS, "run.name=noticed", "update.checkpoint_steps=null")
+
+    def under_way() -> bool:
+        return (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= 8
+
+    first = prefloop.interrupted(*mine, when=under_way, by=signal.SIGTERM)
+    assert first.code == 143 and "the same command carries on" in first.err
+    assert len(first.err.splitlines()) == 1, first.err
+    second = prefloop.run(*mine)
+    assert second.code == 0, second.err
+    assert update_of(run)["resumed_at"] >= 8
+    one, other = (weights_sha256(folder / "round-0001" / "policy") for folder in (run, whole))
+    assert one == other
+
+
 def test_the_same_command_goes_on_inside_the_round(prefloop, whole):
     run = prefloop.runs / "stopped"
     first = prefloop.interrupted(*OPTIONS, "run.name=stopped", when=lambda: published(run, 8))

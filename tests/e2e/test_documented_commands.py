@@ -13,7 +13,7 @@ from documents import ROOT, blocks, commands, pages
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-SMALL = ("rounds=2", "prompts.per_round=64", "prompts.shard_size=32", "evaluate.num_prompts=64")
+SMALL = ("rounds=1", "prompts.per_round=64", "prompts.shard_size=32", "evaluate.num_prompts=64")
 OF_CLUSTERS = {"docs/clusters.md", "docs/storage.md", "docs/scale.md"}
 """Pages whose commands want a cluster or a store; the tests of these parts run them."""
 FIRST = ("run", "mine.yaml")
@@ -45,7 +45,10 @@ def made_small(words: tuple[str, ...]) -> tuple[str, ...]:
         call += [part for override in SMALL for part in ("--set", override)]
     sets = [word for word in call if "=" in word]
     if call[0] == "run" and "mine.yaml" in call and any(not word.startswith("run.") for word in sets):
-        call += ["--set", f"run.name={sets[0].partition('=')[0]}", "--set", "rounds=1"]
+        call += [
+            "--set",
+            f"run.name={sets[0].partition('=')[0]}",
+        ]
     return tuple(call)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.notices import Notices
 from pipeline.config_file import load_config
 from pipeline.console import Console
 from pipeline.crew import BuildRewards, answers_folder
@@ -36,7 +37,7 @@ class Here:
 class HereCrew:
     """Tasks and scorers in this process."""
 
-    tasks = Here()
+    tasks, notices = Here(), Notices(0.0)
 
     def scorers(self, config, rewards, *, kept_in) -> Here:
         build = BuildRewards(tuple(rewards), num_threads=1, use_gpu=False, cache=answers_folder(config, kept_in))

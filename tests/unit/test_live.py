@@ -29,7 +29,8 @@ def going_on(run):
     for gone in ("report.json", "metrics.jsonl"):
         (folder / gone).unlink()
     now = time.time()
-    os.utime(folder / "candidates" / "fingerprint.json", (now - 10, now - 10))
+    for claim in folder.glob("*/fingerprint.json"):
+        os.utime(claim, (now - 10, now - 10))
     entry = folder / "candidates" / "_shards" / "part-00000.json"
     found = json.loads(entry.read_text())
     entry.write_text(json.dumps(found | {"stats": {"tokens": 500}}))

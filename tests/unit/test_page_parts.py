@@ -159,3 +159,9 @@ def test_intervals_of_single_rewards_and_of_lengths_come_from_the_answers(run):
             student_t.quantile(0.025, df=len(exact) - 1) * spread, 1e-3
         )
         assert charts["Length"].series[0].errors[number] == 0.0
+
+
+def test_the_time_line_shows_who_worked(run):
+    shown = page(run, round_reports(run))
+    for told in ("sample 0", "sample 1", "sample (sampler-1) 1.0 to 4.0 s", "update (trainers) 5.0 to 9.0 s"):
+        assert told in shown, told

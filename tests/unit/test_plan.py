@@ -230,6 +230,14 @@ def test_what_is_laid_out_on_one_machine_finds_its_places(cpus, gpus, engines, r
     assert place([Node(cpus, gpus)], [each for count, each in layout.workers for _ in range(count)]) is not None
 
 
+@pytest.mark.parametrize("cpus", [1, 2, 4])
+@pytest.mark.parametrize("nodes", [2, 3, 8])
+def test_where_a_machine_is_lost_the_others_hold_all_workers(nodes, cpus):
+    layout = lay_out(config_of("sample.engines=2", "update.workers=2"), Devices(nodes * cpus, 0, nodes))
+    workers = [each for count, each in layout.workers for _ in range(count)]
+    assert place([Node(cpus, 0)] * (nodes - 1), workers) is not None
+
+
 @pytest.mark.parametrize(("gpus", "trainers"), [(1, 1), (2, 1), (8, 3), (8, 8)])
 def test_colocated_workers_share_gpus_with_other_kinds_alone(gpus, trainers):
     sets = ("cluster.placement=colocate", "update.device=auto", f"sample.engines={gpus}", f"update.workers={trainers}")

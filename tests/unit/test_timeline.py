@@ -11,7 +11,7 @@ from cluster.timing import Timed, timed
 from pipeline.artifacts import StageFolder
 from pipeline.jobs.answers import SampleShard
 from pipeline.jobs.probes import TakeWeights
-from pipeline.spans import Span, idle_share
+from pipeline.spans import Span, busy_s, idle_share
 from pipeline.timeline import Timeline
 from stages.contracts import CANDIDATES, PROMPTS
 from stages.protocols import Weights
@@ -54,6 +54,15 @@ def test_shards_that_follow_each_other_are_one_span():
     for began, ended in ((2, 3), (0, 1), (1.001, 2)):
         timeline.note(sampling(of=0), Timed(None, began, ended))
     assert timeline.between(0, 10) == [Span("sample", 0, 3)]
+
+
+def test_workers_side_by_side_have_spans_of_their_own():
+    timeline = Timeline()
+    for worker, began in (("sampler-0", 0), ("sampler-1", 0.5), ("sampler-0", 1)):
+        timeline.note(sampling(of=0), Timed(None, began, began + 1, worker=worker))
+    spans = timeline.between(0, 10)
+    assert spans == [Span("sample", 0, 2, "sampler-0"), Span("sample", 0.5, 1.5, "sampler-1")]
+    assert busy_s(spans) == 2 and busy_s([*spans, Span("sample", 5, 6, "sampler-1")]) == 3
 
 
 def test_an_update_works_until_its_last_step_and_then_publishes():
