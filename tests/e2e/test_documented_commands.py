@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -72,6 +73,10 @@ def place(tmp_path_factory) -> Path:
         key, _, value = override.partition("=")
         *section, name = key.split(".")
         (config[section[0]] if section else config)[name] = int(value)
+    digits = [f"{number:05d}" for number in range(10_007, 90_000, 400)]  # a stage by itself asks them all
+    rows = [json.dumps({"prompt": f"{text}>", "answer": text[::-1]}) for text in digits]
+    (folder / "prompts.jsonl").write_text("\n".join(rows))
+    config["prompts"]["path"] = str(folder / "prompts.jsonl")
     (folder / "mine.yaml").write_text(yaml.safe_dump(config))
     return folder
 
