@@ -12,6 +12,8 @@
 # make bench-memory   the plan's memory of a training rank beside the measured peak, likewise
 # make bench-scale    what the driver takes for its shards and workers, with workers that compute nothing
 # make reproduce      DPO, DPOP and MinorDPO where they may break: docs/robustness.md anew
+# make docs       the documentation as pages: site/index.html; refuses dead links
+# make configuration  docs/configuration.md anew, from the classes that check a config
 # make format     format, and mend what the linter can
 # make install    install what is missing
 # make clean-env  remove the environment
@@ -30,7 +32,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: help run s3-server test test-slow test-all test-faults test-browser check bench-round bench-pairing bench-update bench-memory bench-scale reproduce format install clean-env
+.PHONY: help run s3-server test test-slow test-all test-faults test-browser check docs configuration bench-round bench-pairing bench-update bench-memory bench-scale reproduce format install clean-env
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -85,6 +87,14 @@ bench-memory: $(READY)
 
 reproduce: $(READY)
 	@PYTHONPATH=. $(BIN)/python -m benchmarks.robustness $(ARGS)
+
+docs: $(READY)
+	@$(PIP) $(PINNED) --editable ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
+	@echo "documentation   site/index.html   (for a browser; it needs no network)"
+
+configuration: $(READY)
+	@$(BIN)/python -m pipeline.config_reference
 
 format: $(READY)
 	@$(BIN)/ruff format .

@@ -66,7 +66,6 @@ class Round:
     ) -> None:
         self._at = RoundContext(shop, number, policies, folder or shop.folder / f"round-{number:04d}", label)
         self.number, self.folder = number, self._at.folder
-        self.sampling, self.start, self.references = policies.sampling, policies.start, policies.references
         self.data = Collector(
             self._at, pool=pool, drawn_before=drawn_before, every_prompt=every_prompt, give_up=give_up
         )
@@ -75,6 +74,21 @@ class Round:
         self._next: Ahead | None = None
         if ahead is not None:
             self._at.figures.update(ahead.figures)
+
+    @property
+    def sampling(self) -> Weights:
+        """The policy that answers the prompts."""
+        return self._at.policies.sampling
+
+    @property
+    def start(self) -> Weights:
+        """The policy that the update begins from."""
+        return self._at.policies.start
+
+    @property
+    def references(self) -> tuple[tuple[str, Weights], ...]:
+        """What the objective refers to, by the names in the config."""
+        return self._at.policies.references
 
     @property
     def why_no_result(self) -> str:

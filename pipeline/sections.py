@@ -27,7 +27,7 @@ class RunSection(Settings):
     dir: str = where(
         "runs", min_length=1, description="where run folders lie: a folder, or an address such as s3://bucket/runs"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of every draw: which prompts, which answers, in which order")
     ignore_auto_map: bool = where(
         False,
         description="load a model whose config names code of its own (auto_map) by transformers' own class; that code "
@@ -59,7 +59,9 @@ class PolicyConfig(Settings):
     """The policy to align."""
 
     path: str = Field(min_length=1, description="a Hugging Face folder, a hub name, or embedded:reverse")
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="in which it is sampled, trained and published; in bfloat16 with a float32 master"
+    )
     pad_token: str | None = Field(None, description="where the tokenizer names none")
     shapes: dict[str, Any] | None = where(
         None,
@@ -96,7 +98,11 @@ class PairsConfig(Settings):
     path: str = Field(description="a file or folder as for prompts.path, with chosen and rejected answers")
     config: str | None = Field(None, description="as prompts.config")
     split: str | None = Field(None, description="as prompts.split")
-    columns: dict[str, str] = Field({}, description="role (see pipeline.pair_files) to column, where names differ")
+    columns: dict[str, str] = Field(
+        {},
+        description="role (prompt, messages, chosen, rejected, score_chosen, score_rejected) to column, where names "
+        "differ",
+    )
     max_length: int | None = Field(None, ge=2, description="tokens of prompt and answer; null: the model's context")
     system: str | None = Field(None, description="as prompts.system")
     chat_template_kwargs: dict[str, Any] = Field({}, description="as prompts.chat_template_kwargs")
@@ -125,7 +131,7 @@ class EvaluateConfig(Settings):
     config: str | None = Field(None, description="as prompts.config")
     split: str | None = Field(None, description="as prompts.split")
     holdout: float | None = Field(None, gt=0, lt=1, description="share of the training prompts that is held out")
-    num_prompts: int = Field(512, ge=1)
+    num_prompts: int = Field(512, ge=1, description="held-out prompts that are asked, at most")
     columns: dict[str, str] = Field({}, description="as prompts.columns, which holds where this is empty")
     kl: bool = Field(True, description="estimate the divergence from the first policy, on the same answers")
     texts: TextsConfig | None = None

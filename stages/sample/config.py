@@ -14,9 +14,11 @@ class SampleConfig(Settings):
 
     num_generations: int = Field(8, ge=1, le=4096, description="answers a prompt")
     temperature: float = Field(1.0, gt=0, description="above 0: greedy answers to a prompt would all be equal")
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1, description="draw among the likeliest tokens with this probability in all")
     top_k: int = Field(0, ge=0, description="0: all tokens")
-    min_p: float = Field(0.0, ge=0, le=1)
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="draw among tokens at least so likely, as a share of the likeliest one's; 0: all"
+    )
     stop: tuple[str, ...] = Field(
         (),
         description="texts that end an answer, besides the model's EOS tokens; rewards see the answer without such a "

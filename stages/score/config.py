@@ -35,14 +35,14 @@ def check_template_kwargs(options: Mapping[str, Any]) -> None:
 class ModelReward(RewardSettings):
     """A Hugging Face sequence classifier with one score."""
 
-    type: Literal["model"]
+    type: Literal["model"] = Field(description="a Hugging Face sequence classifier")
     path: str = Field(description="a folder, a hub name, or embedded:reverse-judge")
     pad_token: str | None = Field(None, description="where the tokenizer names none")
     chat_template_kwargs: dict[str, Any] = Field({}, description="variables of this model's own chat template")
     text_pair: bool = Field(
         False, description="prompt and answer as two segments, as encoders such as DeBERTa learn it"
     )
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="in which it scores")
     batch_tokens: int = where(8192, ge=1, description="padded tokens a forward pass, at most")
 
     @model_validator(mode="after")
@@ -58,7 +58,7 @@ class ModelReward(RewardSettings):
 class FunctionReward(RewardSettings):
     """A Python function of TRL's shape: ``f(prompts, completions, **columns) -> list[float]``."""
 
-    type: Literal["function"]
+    type: Literal["function"] = Field(description="a Python function")
     target: str = Field(pattern=r"^[\w.]+:\w+$", description="module:function")
 
     @property

@@ -68,12 +68,15 @@ class UpdateConfig(Settings):
         description="whose log-probs count under a reference that sampled the answers: the trainer's, by a pass of its "
         "own, or those that the engine stored, once some were compared with the trainer's",
     )
-    learning_rate: float = Field(5e-7, gt=0)
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    learning_rate: float = Field(5e-7, gt=0, description="AdamW's, at its highest")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field(
+        "linear",
+        description="how the rate falls after the warm-up, to 0 after the round's last step; constant: not at all",
+    )
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the round's steps over which the rate rises")
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradients' mean")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the squared gradients' mean")
     keep_optimizer: bool = Field(
         False, description="go on with AdamW's moments of the round before, where it kept them too; false: new ones"
     )
@@ -84,7 +87,7 @@ class UpdateConfig(Settings):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     guard: GuardConfig = GuardConfig()
     global_batch_size: int = Field(64, ge=1, description="pairs behind one optimizer step over all workers")
-    num_train_epochs: int = Field(1, ge=1)
+    num_train_epochs: int = Field(1, ge=1, description="times that a round goes through its pairs")
     micro_batch_size: int = where(8, ge=1, description="pairs a forward pass, a worker")
     max_tokens_per_batch: int = where(
         4096, ge=1, description="tokens a forward pass, a worker, where it holds more than one pair"

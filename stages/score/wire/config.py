@@ -81,7 +81,7 @@ class WireSettings(RewardSettings):
 class HttpReward(WireSettings):
     """A reward server: one number for each answer of a batch."""
 
-    type: Literal["http"]
+    type: Literal["http"] = Field(description="a reward server")
     protocol: Literal["get_reward", "classify"] = Field(
         "get_reward",
         description="get_reward: OpenRLHF's, {query, prompts, labels} for {rewards}; classify: vLLM's /classify, as "
@@ -103,7 +103,7 @@ class HttpReward(WireSettings):
 class JudgeReward(WireSettings):
     """A chat model behind an OpenAI-compatible endpoint that scores an answer by a rubric."""
 
-    type: Literal["judge"]
+    type: Literal["judge"] = Field(description="a chat model with a rubric")
     model: str = Field(min_length=1, description="its name at the endpoint")
     rubric: str | None = Field(
         None, description="what it is told, a Jinja template of prompt, completion, answer and the prompts' columns"

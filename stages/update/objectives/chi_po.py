@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ChiPOParams(Settings):
     """chi-PO's parameters."""
 
-    beta: float = Field(0.05, gt=0)
+    beta: float = Field(0.05, gt=0, description="strength of the pull towards the reference")
     r_max: float = Field(1.0, gt=0, description="the largest reward; the loss is flat beyond differences of twice that")
 
 

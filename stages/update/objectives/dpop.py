@@ -10,7 +10,7 @@ from stages.update.objectives.base import LogRatioParams, Objective, Pairs, Term
 class DPOPParams(LogRatioParams):
     """DPO-Positive's parameters."""
 
-    beta: float = Field(0.3, gt=0)
+    beta: float = Field(0.3, gt=0, description="strength of the pull towards the reference")
     dpop_lambda: float = Field(50.0, ge=0, description="weight of the penalty, beside log-ratios of weight 1")
 
 

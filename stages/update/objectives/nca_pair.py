@@ -11,7 +11,7 @@ from stages.update.objectives.base import Objective, Pairs, Term, term
 class NCAPairParams(Settings):
     """Pairwise NCA's parameters."""
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0, description="strength of the pull towards the reference")
 
 
 def nca_pair(batch: Pairs, params: NCAPairParams) -> list[Term]:

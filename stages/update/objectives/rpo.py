@@ -11,7 +11,7 @@ from stages.update.objectives.base import Objective, Pairs, Term, term
 class RPOParams(Settings):
     """RPO's parameters."""
 
-    beta: float = Field(0.01, gt=0)
+    beta: float = Field(0.01, gt=0, description="strength of the pull towards the reference")
     eta: float = Field(0.005, ge=0, description="weight of the likelihood term; 0.2 goes with sft_average and beta 0.5")
     sft_average: bool = Field(False, description="the likelihood's mean over tokens times eta, and not times beta")
 
