@@ -70,6 +70,12 @@ class Nodes:
                 os.kill(pid, signal.SIGKILL)
         node.wait()
 
+    def ids(self) -> set[str]:
+        """Of the nodes that are there, as Ray names them."""
+        code = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print(*(n['NodeID'] for n in ray.nodes()))"
+        asked = [sys.executable, "-c", code, self.address]
+        return set(subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60).stdout.split())
+
     def drain(self, node_id: str) -> None:
         """Ray's notice that a node will be taken away."""
         deadline = ["--deadline-remaining-seconds=300", "--reason=DRAIN_NODE_REASON_PREEMPTION"]

@@ -175,7 +175,6 @@ def test_a_judge_that_is_too_weak_is_seen_by_the_reward_that_training_never_sees
 
     home = tmp_path_factory.mktemp("additions")
     additions.make(home)
-    assert 0.7 < additions.ranked_right(home / "judge") < 0.85
     outcome = prefloop.run(
         "run.name=additions",
         f"policy.path={home / 'policy'}",
