@@ -157,6 +157,11 @@ class Config(Settings):
         """The engines that are needed: none where pairs are ready and nothing is evaluated."""
         return self.sample.engines if self.pairs is None or self.evaluate is not None else 0
 
+    @property
+    def num_scorers(self) -> int:
+        """The scorers that are needed: some wherever anything is sampled."""
+        return self.score.workers if self.score is not None and self.num_engines else int(self.num_engines > 0)
+
     def for_round(self, number: int) -> Config:
         """The config of one round: its overrides applied.
 

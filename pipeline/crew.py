@@ -193,10 +193,10 @@ class Crew:
         """
         if any(source.folder is not None for source in rewards):
             self._take_turn("scorer")
-        build = BuildRewards(
-            tuple(rewards), self.devices.cpus_of_a_node, self.layout.scorer.gpus > 0, answers_folder(config, kept_in)
-        )
-        return self._pool("scorer", build, 1, self.layout.scorer)
+        num_scorers = max(1, config.num_scorers)
+        threads, on_gpu = self._threads(None, among=num_scorers), self.layout.scorer.gpus > 0
+        build = BuildRewards(tuple(rewards), threads, on_gpu, answers_folder(config, kept_in))
+        return self._pool("scorer", build, num_scorers, self.layout.scorer)
 
     def trainers(self, config: Config) -> TrainingGroup:
         """The training group; how to update comes with each job."""

@@ -37,7 +37,7 @@ class _Numbers:
     Attributes:
         span: GPUs of the widest engine.
         spans: GPUs of all engines together.
-        scorers: with a model; one at most.
+        scorers: with a model.
         trainers: on GPUs.
     """
 
@@ -66,8 +66,8 @@ def lay_out(config: Config, devices: Devices) -> Layout:
     rounds = config.every_round()
     spans = max(found.num_engines * found.sample.tensor_parallel_size for found in rounds)
     engines, trainers = max(found.num_engines for found in rounds), max(found.update.workers for found in rounds)
-    scorers = int(engines > 0)
-    models_score = scorers and any(isinstance(reward, ModelReward) for found in rounds for reward in found.rewards)
+    scorers = max(found.num_scorers for found in rounds)
+    models_score = scorers > 0 and any(isinstance(reward, ModelReward) for found in rounds for reward in found.rewards)
     train_on_gpu = devices.gpus > 0 and any(found.update.device != "cpu" for found in rounds)
     if not train_on_gpu and any(found.update.device == "cuda" for found in rounds):
         raise ConfigError("update.device", wanted="a GPU", got="none here", fix="--set update.device=auto")
@@ -75,7 +75,7 @@ def lay_out(config: Config, devices: Devices) -> Layout:
         engines=engines,
         span=max(found.sample.tensor_parallel_size for found in rounds),
         spans=spans,
-        scorers=int(models_score),
+        scorers=scorers * models_score,
         trainers=trainers * train_on_gpu,
     )
     shares = (0.0, 0.0, 0.0)
@@ -96,10 +96,10 @@ def lay_out(config: Config, devices: Devices) -> Layout:
 
 
 def _split(wanted: _Numbers, num_gpus: int) -> tuple[float, float, float]:
-    """GPUs of an engine, the scorer and a trainer that share none: whole ones where there are enough, else parts."""
+    """GPUs of an engine, a scorer and a trainer that share none: whole ones where there are enough, else parts."""
     # A share is of one GPU: three workers on two GPUs have halves, since of 0.66 each only two would find room.
     gpu = math.floor(100 / max(1, math.ceil(wanted.all / num_gpus))) / 100
-    told = f"{wanted.all} GPUs for engines, reward model and training workers, one each"
+    told = f"{wanted.all} GPUs for engines, reward models and training workers, one each"
     if gpu < 1 and wanted.span > 1:
         raise ConfigError(
             "sample.tensor_parallel_size",
@@ -129,6 +129,13 @@ def _colocated(wanted: _Numbers, num_gpus: int) -> tuple[float, float, float]:
             wanted="1 with cluster.placement colocate: Ray gives shares of one GPU, or whole ones",
             got=str(wanted.span),
             fix="--set sample.tensor_parallel_size=1, or --set cluster.placement=split",
+        )
+    if wanted.scorers > 1:
+        raise ConfigError(
+            "score.workers",
+            wanted="1 with cluster.placement colocate: two reward models might share a GPU",
+            got=str(wanted.scorers),
+            fix="--set score.workers=1, or --set cluster.placement=split",
         )
     if wanted.trainers > num_gpus:
         raise ConfigError(

@@ -87,7 +87,7 @@ def workers_of(config: Config, survey: Survey, hardware: Hardware, *, whole: Con
         asleep = memory.host_of_resting("sampler", [weights])
     workers = [
         _worker("sampler", num_engines, layout.sampler, sampler, asleep),
-        _worker("scorer", int(num_engines > 0), layout.scorer, scorer, _host_of_scorer(config, known)),
+        _worker("scorer", config.num_scorers, layout.scorer, scorer, _host_of_scorer(config, known)),
         _worker("trainer", config.update.workers, layout.trainer, trainer, beside),
         Worker("task", 1, layout.task, None, None),
     ]

@@ -76,6 +76,12 @@ class ScoreConfig(Settings):
 
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
     max_error_share: float = Field(0.01, ge=0, le=1, description="more answers without a finite reward stop the run")
+    workers: int = where(
+        1,
+        ge=1,
+        description="processes that share the shards, each with every reward model and with the limits of a reward "
+        "server; more than one only with placement split",
+    )
     cache: Path | None = where(
         None,
         description="folder for what reward servers and judges have answered, for several runs; null: the run's own",

@@ -30,7 +30,7 @@ def outcome(prefloop, policy_folder, tmp_path_factory):
         "reference": "initial",
         "prompts": {"path": str(folder / "own.jsonl"), "per_round": 80, "columns": {"prompt": "q"}},
         "sample": {"num_generations": 4, "max_new_tokens": 8, "engines": 2, "top_p": 0.95},
-        "score": {"rewards": [{"type": "function", "target": "own_rewards:few_nines"}]},
+        "score": {"rewards": [{"type": "function", "target": "own_rewards:few_nines"}], "workers": 2},
         "pair": {"truncated": "keep"},
         "update": {"loss_type": "dpo", "learning_rate": 1e-3, "global_batch_size": 16, "workers": 1}
         | {"zero_stage": 0, "gradient_checkpointing": True},

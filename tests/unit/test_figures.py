@@ -96,6 +96,18 @@ def test_on_many_small_machines_every_worker_finds_a_place_even_once_one_is_lost
     assert devices.cpus_of_a_node == largest
 
 
+def test_scorers_have_devices_of_their_own():
+    found = layout(Devices(cpus=64, gpus=16), "update.device=auto", "score.workers=3", "sample.engines=4")
+    assert found.workers[1] == (3, found.scorer) and found.scorer.gpus == 1
+    assert place([Node(64, 16)], [each for count, each in found.workers for _ in range(count)]) is not None
+
+
+def test_scorers_that_would_share_a_gpu_are_refused():
+    sets = ("update.device=auto", "score.workers=2", "sample.engines=8", "cluster.placement=colocate")
+    with pytest.raises(ConfigError, match="score.workers"):
+        layout(Devices(cpus=64, gpus=8), *sets)
+
+
 def test_rounds_with_other_numbers_of_workers_share_one_layout():
     """Else the workers of one round would hold what those of the next wait for."""
     grown = "rounds=[{}, {update: {workers: 2}, sample: {engines: 2}}]"
