@@ -14,7 +14,14 @@ from refusals import refused
 
 from pipeline.config_file import load_config
 from pipeline.remote import show_jobs
-from pipeline.submit import entrypoint_of, folder_of, pinned_requirements, refuse_what_stays_here, submit
+from pipeline.submit import (
+    entrypoint_of,
+    extras_of,
+    folder_of,
+    pinned_requirements,
+    refuse_what_stays_here,
+    submit,
+)
 from pipeline.working_dir import CHECKOUT, MOST_BYTES, find_working_dir
 
 CONFIG = """
@@ -98,6 +105,14 @@ def test_requirements_are_pinned_to_the_tested_set_and_leave_ray_to_the_node():
     found = {Requirement(line).name: str(Requirement(line).specifier) for line in pinned}
     assert all(version.startswith("==") for version in found.values()), found
     assert found["torch"] == "==2.13.0" and found["vllm"] == "==0.32.0" and "ray" not in found
+
+
+def test_a_run_at_an_address_or_with_trackers_has_their_libraries_installed_too():
+    quickstart, plain = CHECKOUT / "configs" / "quickstart.yaml", pinned_requirements(CHECKOUT)
+    assert pinned_requirements(CHECKOUT, extras_of(load_config(quickstart, ["run.dir=/shared/runs"]))) == plain
+    config = load_config(quickstart, ["run.dir=s3://bucket/runs", "run.trackers=[mlflow]"])
+    more = [Requirement(line) for line in pinned_requirements(CHECKOUT, extras_of(config)) if line not in plain]
+    assert [each.name for each in more] == ["obstore", "mlflow-skinny"] and str(more[0].specifier).startswith("==")
 
 
 @pytest.mark.parametrize(
