@@ -145,7 +145,7 @@ def update(work: Work) -> None:
     import torch.distributed as dist
 
     from pipeline.jobs.probes import ProbeFolder
-    from pipeline.jobs.training import ScoreRows, UpdatePolicy
+    from pipeline.jobs.training import ScoreRows, UpdatePolicy, step_journal
 
     dist.init_process_group("gloo")
     config, start, trainer = work.config, work.start, _trainer(work.config)
@@ -165,6 +165,7 @@ def update(work: Work) -> None:
         stream=None,
         value_head=None,
         moments=None,
+        journal=step_journal(work.out),
         probe=ProbeFolder(work.out / "probe"),
         **common,
     )(trainer, _unreported)

@@ -195,7 +195,10 @@ class Pool(Workers):
         ray.kill(self._actors[index])
         self._actors[index] = None
         self._idle = deque(other for other in self._idle if other != index)
-        self._starting = {ref: other for ref, other in self._starting.items() if other != index}
+        for ref in [ref for ref, other in self._starting.items() if other == index]:
+            del self._starting[ref]
+            if ref in self.news:  # it has come up, and nobody was told yet
+                self.news.remove(ref)
 
     def _start(self, index: int) -> None:
         # Started again here, not by Ray, which would wait without end for cores that others took meanwhile.

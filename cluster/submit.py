@@ -168,8 +168,12 @@ class JobServer:
         with self._asked():
             return self._client.get_job_logs(job.submission_id)
 
-    def follow(self, job: Job, tell: Callable[[str], None]) -> Job:
-        """Tell what the entrypoint says until it ends; a connection that breaks is made again for a minute."""
+    def follow(self, job: Job, tell: Callable[[str], None], *, most_failures: int = _MOST_FAILURES) -> Job:
+        """Tell what the entrypoint says until it ends; a connection that breaks is made again, for a minute.
+
+        Args:
+            most_failures: tries in a row that bring nothing new.
+        """
         told = failures = 0
         while True:
             try:
@@ -183,13 +187,13 @@ class JobServer:
                 told, failures = broken.told, 0
             except Unreachable as error:
                 failures += 1
-                if failures > _MOST_FAILURES or "does not exist" in error.reason:
+                if failures > most_failures or "does not exist" in error.reason:
                     raise
             time.sleep(_AGAIN_S)
 
     async def _tail(self, job: Job, tell: Callable[[str], None], skipped: int) -> int:
         """Tell all but the first characters; how many there were in all."""
-        seen = 0
+        seen, before = 0, skipped
         try:
             async for text in self._client.tail_job_logs(job.submission_id):
                 seen += len(text)
@@ -197,7 +201,7 @@ class JobServer:
                     tell(text[-(seen - skipped) :])
                     skipped = seen
         except Exception as error:
-            if skipped:
+            if skipped > before:
                 raise _Broken(skipped) from error
             raise
         return skipped
@@ -229,7 +233,7 @@ class JobServer:
 
 
 class _Broken(Exception):
-    """A connection that broke while a job was followed, after so many characters."""
+    """A connection that broke after it had told more of a job that is followed: so many characters in all."""
 
     def __init__(self, told: int) -> None:
         super().__init__(told)

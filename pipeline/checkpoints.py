@@ -9,6 +9,7 @@ the update goes on; all go once its policy is published.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -20,14 +21,15 @@ from cluster.notices import Saving
 from pipeline.artifacts import MANIFEST
 from pipeline.files import keep_tree, read_vouched, write_vouched
 from pipeline.fingerprints import differing_fields
-from pipeline.mirror import obtain, remove
-from stages.errors import ContractError
+from pipeline.mirror import fetch, keep, obtain, remove
+from stages.errors import ContractError, StageError
 from stages.update.config import UpdateConfig
 from stages.weights import file_sha256
 
 _log = logging.getLogger(__name__)
 _KEPT = 2
 _ASKED = "asked"  # there while somebody waits for a checkpoint, whatever the clock says
+_LOOK_S = 5.0  # between two looks for it in a run's store
 MOST_AT_ONCE = _KEPT + 1
 """Checkpoints of an update on disk while one is being written."""
 
@@ -45,7 +47,7 @@ class CheckpointFolder:
         self._folder, self._fingerprint = _folder(round_folder), fingerprint
         self._minutes, self._steps = config.checkpoint_minutes, config.checkpoint_steps
         self._trusted: list[Path] = []  # the whole ones, oldest first
-        self._last = time.monotonic()
+        self._last, self._looked = time.monotonic(), -math.inf
 
     def newest(self) -> Path | None:
         """The newest whole one of this very update; one that is damaged, or another update's, is told."""
@@ -66,6 +68,9 @@ class CheckpointFolder:
 
     def is_due(self, step: int) -> bool:
         """Whether one is wanted, after so many steps."""
+        if time.monotonic() - self._looked >= _LOOK_S:
+            self._looked = time.monotonic()
+            _look(self._folder / _ASKED)
         if (self._folder / _ASKED).exists():
             return True
         by_step = self._steps is not None and step % self._steps == 0
@@ -83,7 +88,7 @@ class CheckpointFolder:
             _log.warning("no checkpoint after step %d, the update goes on: %s", step, error)
             _remove(folder)
         self._last = time.monotonic()
-        (self._folder / _ASKED).unlink(missing_ok=True)
+        _take_back(self._folder / _ASKED)
 
     def _publish(self, folder: Path) -> None:
         files = sorted(folder.iterdir())
@@ -120,13 +125,32 @@ def drop_checkpoints(round_folder: Path) -> None:
 def asking(round_folder: Path) -> Saving:
     """How a round's update is asked for a checkpoint; nobody has asked yet."""
     asked = _folder(round_folder) / _ASKED
-    asked.unlink(missing_ok=True)
+    remove(asked)
 
     def ask() -> None:
         asked.parent.mkdir(exist_ok=True)
         asked.touch()
+        with suppress(StageError):  # rank 0 may be on this node
+            keep(asked)
 
-    return Saving(ask, asked.exists)
+    def is_asked() -> bool:
+        _look(asked)
+        return asked.exists()
+
+    return Saving(ask, is_asked)
+
+
+def _look(asked: Path) -> None:
+    """Have here what another node asked, or no longer asks."""
+    with suppress(StageError):  # a store that does not answer may do so in time
+        fetch(asked)
+
+
+def _take_back(asked: Path) -> None:
+    if asked.exists():
+        with suppress(StageError):
+            remove(asked)
+        asked.unlink(missing_ok=True)
 
 
 def _folder(round_folder: Path) -> Path:

@@ -67,15 +67,17 @@ class Lease:
                     self._store.swap(LEASE, self._content(released=True), self._tag)
 
     def _take(self) -> None:
-        found, tag = "", self._store.create(LEASE, self._content())
-        while tag is None:
-            holder, found = read_lease(self._store)
+        while not self._tag:
+            self._tag = self._store.create(LEASE, self._content()) or ""
+            holder, found = ({}, "") if self._tag else read_lease(self._store)
+            if not found:  # it is held now, or was removed meanwhile
+                continue
             if holder["id"] == self._me["id"]:  # a put that was done, and tried again
-                break
+                self._tag = found
+                return
             if not holder["released"] and not _is_dead(holder):
                 self._watch(holder, found)
-            tag = self._store.swap(LEASE, self._content(), found)
-        self._tag = tag or found
+            self._tag = self._store.swap(LEASE, self._content(), found) or ""
 
     def _watch(self, holder: dict[str, Any], tag: str) -> None:
         """Wait for a lease's time to pass.
@@ -105,6 +107,8 @@ class Lease:
                     holder, found = read_lease(self._store)
                     if holder["id"] == self._me["id"]:  # a put that was done, and tried again
                         tag = found
+                    elif not found:
+                        self.lost = "its lease was removed, so that another may work on it too"
                     else:
                         self.lost = f"{told_holder(holder)} has taken it over, since its lease was not renewed in time"
             if tag is not None:

@@ -66,7 +66,7 @@ def submit(config_file: Path, overrides: Sequence[str], *, address: str, require
                 folder=folder_of(config),
                 working_dir=zipped,
                 stop_wait_s=config.cluster.notice_s + _LAST_WORDS_S,
-                requirements=pinned_requirements(CHECKOUT) if requirements else (),
+                requirements=pinned_requirements(CHECKOUT, extras_of(config)) if requirements else (),
             )
             size = f"{zipped.stat().st_size / 1e6:.1f} MB"
             console.line("", "submit", f"{job.submission_id}   {len(sent.files)} files, {size}")
@@ -90,13 +90,22 @@ def folder_of(config: Config) -> str:
     return f"{str(config.run.dir).rstrip('/')}/{config.run.name}"
 
 
-def pinned_requirements(root: Path) -> list[str]:
+def extras_of(config: Config) -> list[str]:
+    """What a run needs to be installed that most runs do not: a store's library, trackers."""
+    return [*(["storage"] if config.address() is not None else []), *config.run.trackers]
+
+
+def pinned_requirements(root: Path, extras: Sequence[str] = ()) -> list[str]:
     """The tested versions as pip reads them on a node: of what is asked for here, and by constraints of all the rest.
 
     The CUDA build: pip alone cannot put a CPU build together (see the Makefile's install-cpu). Ray is the node's own.
+
+    Args:
+        extras: of the project, beside that build's.
     """
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = [*project["dependencies"], *project["optional-dependencies"]["cuda"]]
+    optional = project["optional-dependencies"]
+    asked = [*project["dependencies"], *(text for extra in ("cuda", *extras) for text in optional[extra])]
     names = [Requirement(text).name for text in asked]
     lines = (root / _CONSTRAINTS).read_text(encoding="utf-8").splitlines()
     pins = {canonicalize_name(line.partition("==")[0]): line for line in lines if "==" in line}

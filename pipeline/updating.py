@@ -133,6 +133,7 @@ class Updater:
         watch = Stopwatch()
         manifest = found_model(policy, fingerprint)
         ended = ended_without_model(self._at.folder, fingerprint)
+        journal = training.step_journal(self._at.folder)
         if manifest is None and ended is None:
             curves = step_curves(shop.folder, round=self._at.number)
             job = training.UpdatePolicy(
@@ -149,9 +150,10 @@ class Updater:
                 stream=self._at.stream if "stream" in config.update.needs else None,
                 value_head=self._value_head if "value" in config.update.needs else None,
                 moments=self._moments,
+                journal=journal,
                 probe=shop.sync.probe,
             )
-            training.step_journal(self._at.folder).drop()
+            journal.drop()
             with shop.console.bar("update", total=None) as bar, shop.crew.notices.saved(asking(self._at.folder)):
 
                 def on_step(step: dict[str, float]) -> None:
@@ -167,7 +169,7 @@ class Updater:
             if manifest is not None:
                 told = figures.updated_line(manifest["update"], watch.seconds, rows=data.contract.name)
                 self._at.tell("update", told)
-        training.step_journal(self._at.folder).drop()
+        journal.drop()
         drop_checkpoints(self._at.folder)
         if manifest is None:
             assert ended is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -141,6 +142,7 @@ class UpdatePolicy:
         stream: answers drawn from the reference, where the objectives take some.
         value_head: to go on with; None for a new one, or where none is needed.
         moments: AdamW's, to go on with; None for new ones.
+        journal: of its steps.
         probe: gets what the trainer says of its answers before and after.
     """
 
@@ -157,6 +159,7 @@ class UpdatePolicy:
     stream: StageFolder | None
     value_head: Path | None
     moments: Moments | None
+    journal: StepJournal
     probe: ProbeFolder
 
     def __call__(self, trainer: Any, report: Callable[[Any], None]) -> float | None:
@@ -190,7 +193,7 @@ class UpdatePolicy:
                 value_head=self.value_head,
                 moments=self.moments,
                 checkpoints=CheckpointFolder(self.folder, self.fingerprint, self.config),
-                journal=step_journal(self.folder),
+                journal=self.journal,
             )
             stepped = time.time()
         if summary.ended is not None:
@@ -218,7 +221,7 @@ class UpdatePolicy:
 
     def searching(self, lost: WorkerLost, deaths: int) -> Self | None:
         """See `cluster.mapper.Searching`: the same job, which passes over a step that has cost several groups."""
-        return self if step_journal(self.folder).can_go_on() else None
+        return self if self.journal.can_go_on() else None
 
     def _obtain(self) -> None:
         """Have on this node what the update goes on from."""
@@ -257,8 +260,8 @@ class UpdatePolicy:
 
 
 def step_journal(folder: Path) -> StepJournal:
-    """Of the steps of a round's update, in the round's folder until the round has its policy."""
-    return StepJournal(folder / ".steps.jsonl")
+    """Of the steps of a round's update by this call, in the round's folder until the round has its policy."""
+    return StepJournal(folder / ".steps.jsonl", call=uuid.uuid4().hex[:8])
 
 
 def rows_of(data: StageFolder, tables: Iterable[pa.Table], **more: Any) -> Sequence[Row]:

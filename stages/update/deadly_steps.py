@@ -25,12 +25,17 @@ class StepJournal:
     """The journal of one update, a line for each thing that happened.
 
     A process that dies loses nothing that it has written, so that lines are not synced.
+
+    Attributes:
+        call: of the command. What another call left counts for nothing, wherever it is: it may have been interrupted
+            in a step again and again.
     """
 
     file: Path
+    call: str
 
     def drop(self) -> None:
-        """Forget all: what an earlier call of the command left, or an update that is done."""
+        """Forget all: an update begins, or is done."""
         self.file.unlink(missing_ok=True)
 
     def new_group(self) -> dict[int, str]:
@@ -67,8 +72,11 @@ class StepJournal:
 
     def _lines(self) -> list[dict[str, Any]]:
         text = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+        lines = [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+        return [line for line in lines if line.get("call") == self.call]
 
     def _note(self, line: dict[str, Any]) -> None:
         with self.file.open("a", encoding="utf-8") as file:
-            file.write("\n" + json.dumps(line))  # what a death tore off stays on a line of its own
+            file.write(
+                "\n" + json.dumps(line | {"call": self.call})
+            )  # what a death tore off stays on a line of its own

@@ -17,7 +17,7 @@ def group(journal, *survived, dies_in=None):
 
 
 def test_a_step_is_passed_over_by_the_group_after_the_third_death_in_it_and_not_before(tmp_path):
-    journal = StepJournal(tmp_path / "steps.jsonl")
+    journal = StepJournal(tmp_path / "steps.jsonl", call="this")
     for _ in range(FEWEST_DEATHS):
         assert group(journal, 0, 1, dies_in=2) == {}
     assert journal.can_go_on()
@@ -25,7 +25,7 @@ def test_a_step_is_passed_over_by_the_group_after_the_third_death_in_it_and_not_
 
 
 def test_deaths_in_other_steps_between_steps_and_before_the_first_one_do_not_count(tmp_path):
-    journal = StepJournal(tmp_path / "steps.jsonl")
+    journal = StepJournal(tmp_path / "steps.jsonl", call="this")
     for dies_in in (2, 2, 3, None, 4):
         group(journal, 0, 1, dies_in=dies_in)
     group(journal)
@@ -35,7 +35,7 @@ def test_deaths_in_other_steps_between_steps_and_before_the_first_one_do_not_cou
 
 
 def test_a_death_elsewhere_is_no_reason_to_go_on_though_an_earlier_step_was_found(tmp_path):
-    journal = StepJournal(tmp_path / "steps.jsonl")
+    journal = StepJournal(tmp_path / "steps.jsonl", call="this")
     for _ in range(FEWEST_DEATHS):
         group(journal, dies_in=0)
     group(journal, dies_in=1)
@@ -44,7 +44,7 @@ def test_a_death_elsewhere_is_no_reason_to_go_on_though_an_earlier_step_was_foun
 
 
 def test_where_too_many_steps_kill_the_fault_is_not_their_rows(tmp_path):
-    journal = StepJournal(tmp_path / "steps.jsonl")
+    journal = StepJournal(tmp_path / "steps.jsonl", call="this")
     found = []
     for step in range(MOST_PASSED_OVER + 1):
         for _ in range(FEWEST_DEATHS):
@@ -54,7 +54,7 @@ def test_where_too_many_steps_kill_the_fault_is_not_their_rows(tmp_path):
 
 
 def test_a_line_that_was_torn_by_a_death_is_none(tmp_path):
-    journal = StepJournal(tmp_path / "steps.jsonl")
+    journal = StepJournal(tmp_path / "steps.jsonl", call="this")
     group(journal, 0)
     with journal.file.open("a") as file:
         file.write('\n{"beg')
@@ -63,8 +63,16 @@ def test_a_line_that_was_torn_by_a_death_is_none(tmp_path):
 
 
 def test_an_earlier_calls_journal_says_nothing_once_it_is_dropped(tmp_path):
-    journal = StepJournal(tmp_path / "steps.jsonl")
+    journal = StepJournal(tmp_path / "steps.jsonl", call="this")
     for _ in range(FEWEST_DEATHS):
         group(journal, dies_in=2)
     journal.drop()
     assert group(journal) == {} and not journal.can_go_on()
+
+
+def test_what_another_call_left_where_it_could_not_be_dropped_says_nothing(tmp_path):
+    earlier, later = (StepJournal(tmp_path / "steps.jsonl", call=call) for call in ("earlier", "later"))
+    for _ in range(FEWEST_DEATHS):
+        group(earlier, dies_in=2)
+    assert group(later) == {} and not later.can_go_on()
+    assert earlier.can_go_on()

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.addresses import working_folder
 from pipeline.artifacts import StageFolder
-from pipeline.checkpoints import CheckpointFolder, drop_checkpoints
+from pipeline.checkpoints import CheckpointFolder, asking, drop_checkpoints
 from pipeline.cleaning import weights_in
 from pipeline.config_file import load_config
 from pipeline.files import keep_tree, write_json
@@ -296,3 +296,21 @@ def test_logs_stay_and_a_folder_at_no_address_is_left_as_it_is(nodes, tmp_path):
         write_json(tmp_path / "elsewhere/run.json", {})
         obtain(tmp_path / "elsewhere")
         assert here.store.list() == {} and sizes(tmp_path / "elsewhere") == {"run.json": 3}
+
+
+def test_a_checkpoint_that_one_node_asks_for_is_written_on_another_and_asked_for_no_longer(nodes):
+    config = UpdateConfig(checkpoint_minutes=None, checkpoint_steps=None)
+    with nodes("first") as here:
+        saving = asking(here.root / "round-0001")
+        (here.root / "round-0001").mkdir()
+        saving.ask()
+        assert saving.is_asked()
+    with nodes("second") as there:
+        checkpoints = CheckpointFolder(there.root / "round-0001", {}, config)
+        assert checkpoints.is_due(1)
+        with checkpoints.writing(1) as folder:
+            folder.mkdir(parents=True)
+            (folder / "state").write_text("state")
+        assert not checkpoints.is_due(2)
+    with nodes("first"):
+        assert not saving.is_asked()

@@ -169,3 +169,21 @@ def test_a_holder_whose_lease_was_taken_over_is_stopped_and_told(store):
     with pytest.raises(StageError, match="has taken it over"):
         hold()
     assert time.monotonic() - began < 10
+
+
+def test_a_holder_whose_lease_was_removed_is_stopped_and_told(store):
+    def hold() -> None:
+        with Lease(store, seconds=QUICK_S).held():
+            store.delete([LEASE])
+            threading.Event().wait(10)
+
+    with pytest.raises(StageError, match="its lease was removed"):
+        hold()
+
+
+def test_a_lease_that_is_removed_while_it_is_watched_is_taken(store):
+    Lease(store, seconds=4 * QUICK_S)._take()  # of a holder whose machine is gone
+    began = time.monotonic()
+    with Lease(store, tell=lambda _: store.delete([LEASE])).held():
+        assert is_leased(store)
+        assert time.monotonic() - began < 3 * QUICK_S

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import socket
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -12,10 +13,39 @@ import pytest
 from packaging.requirements import Requirement
 from refusals import refused
 
+from cluster.errors import Unreachable
+from cluster.submit import Job, JobServer
 from pipeline.config_file import load_config
 from pipeline.remote import show_jobs
-from pipeline.submit import entrypoint_of, folder_of, pinned_requirements, refuse_what_stays_here, submit
+from pipeline.submit import (
+    entrypoint_of,
+    extras_of,
+    folder_of,
+    pinned_requirements,
+    refuse_what_stays_here,
+    submit,
+)
 from pipeline.working_dir import CHECKOUT, MOST_BYTES, find_working_dir
+
+TOLD_AND_GONE = """
+import os
+import sys
+from aiohttp import web
+
+async def version(request):
+    return web.json_response({"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""})
+
+async def tail(request):
+    socket = web.WebSocketResponse()
+    await socket.prepare(request)
+    await socket.send_str("a line\\n")
+    os._exit(9)
+
+app = web.Application()
+app.add_routes([web.get("/api/version", version), web.get("/api/jobs/mine-1/logs/tail", tail)])
+web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=lambda _: print(flush=True))
+"""
+"""A job server that is lost as soon as it has told a line of a job."""
 
 CONFIG = """
 policy: {path: "embedded:reverse"}
@@ -100,6 +130,14 @@ def test_requirements_are_pinned_to_the_tested_set_and_leave_ray_to_the_node():
     assert found["torch"] == "==2.13.0" and found["vllm"] == "==0.32.0" and "ray" not in found
 
 
+def test_a_run_at_an_address_or_with_trackers_has_their_libraries_installed_too():
+    quickstart, plain = CHECKOUT / "configs" / "quickstart.yaml", pinned_requirements(CHECKOUT)
+    assert pinned_requirements(CHECKOUT, extras_of(load_config(quickstart, ["run.dir=/shared/runs"]))) == plain
+    config = load_config(quickstart, ["run.dir=s3://bucket/runs", "run.trackers=[mlflow]"])
+    more = [Requirement(line) for line in pinned_requirements(CHECKOUT, extras_of(config)) if line not in plain]
+    assert [each.name for each in more] == ["obstore", "mlflow-skinny"] and str(more[0].specifier).startswith("==")
+
+
 @pytest.mark.parametrize(
     ("config", "beside", "says"),
     [
@@ -161,3 +199,16 @@ def test_where_nobody_listens_is_said_at_once():
         sets = ("run.dir=/shared/runs",)
         quickstart = CHECKOUT / "configs" / "quickstart.yaml"
         refused(lambda: submit(quickstart, sets, address=address, requirements=False, follow=False), "refused")
+
+
+def test_a_job_is_followed_no_longer_once_its_server_is_gone_for_good():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with subprocess.Popen([sys.executable, "-c", TOLD_AND_GONE, str(port)], stdout=subprocess.PIPE) as gone:
+        gone.stdout.readline()  # it listens
+        server, told = JobServer(f"http://127.0.0.1:{port}"), []
+        job = Job("mine-1", "mine", "", "RUNNING", "", "", "", None, None, None)
+        with pytest.raises(Unreachable):
+            server.follow(job, told.append, most_failures=1)
+    assert told == ["a line\n"]

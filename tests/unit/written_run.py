@@ -21,7 +21,7 @@ from pipeline.evaluate import Judged, comparison, evaluation_figures, form_figur
 from pipeline.files import write_json
 from pipeline.jobs.answers import SampleShard, group_stats, pair_stats
 from pipeline.jobs.probes import ProbeFolder
-from pipeline.jobs.training import UpdatePolicy
+from pipeline.jobs.training import UpdatePolicy, step_journal
 from pipeline.lineage import Lineage, RoundRecord, describe
 from pipeline.model_folders import close_model
 from pipeline.run_folder import write_config
@@ -250,5 +250,6 @@ def update_of(folder, start):
         stream=None,
         value_head=None,
         moments=None,
+        journal=step_journal(folder),
         probe=ProbeFolder(folder / "probe"),
     )
