@@ -34,7 +34,7 @@ class Console:
     """Standard output, for people."""
 
     def __init__(self) -> None:
-        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._rich = RichConsole(highlight=False, soft_wrap=True, markup=False)  # a text may hold [/INST]
         if not self._rich.is_terminal:
             self._rich.width = _FILE_WIDTH
 

@@ -61,9 +61,9 @@ def show_jobs(address: str, name: str | None) -> None:
             return
         job = _found(server, name)
         console.table(_table([job]))
-        console.text(f"\nfolder   {job.folder}, on the cluster")
+        console.text(f"\nfolder   {visible(job.folder)}, on the cluster")
         if job.has_ended and job.message:
-            console.text(f"ended    {job.message.strip().splitlines()[0]}")
+            console.text(f"ended    {visible(job.message.strip().splitlines()[0])}")
         lines = [line for line in server.logs(job).splitlines() if line.strip()]
     if lines:
         console.text()
@@ -149,7 +149,7 @@ def _table(jobs: list[Job]) -> Table:
         began = job.started_s or 0.0
         started = datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d %H:%M:%S") if began else ""
         took = duration(max(0.0, (job.ended_s or time.time()) - began)) if began else ""
-        table.add_row(job.submission_id, job.run, status, started, took)
+        table.add_row(visible(job.submission_id), visible(job.run), status, started, took)
     return table
 
 

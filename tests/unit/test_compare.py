@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import written_run
+from rich.table import Table
 
 from pipeline.compare import show_comparison
+from pipeline.console import Console
 from pipeline.files import read_json, write_json
 from pipeline.page.comparison import answers, curves, differences, figures, read_runs
 from pipeline.page.rows import Room
@@ -90,6 +92,14 @@ def test_the_page_is_written_and_the_tables_are_printed(folders, tmp_path, capsy
     reader.handle_starttag = lambda tag, attributes: tags.append(tag)
     reader.feed(html)
     assert tags.count("h1") == 1 and tags.count("figure") >= 8
+
+
+def test_settings_that_look_like_tags_are_printed_as_they_are(capsys):
+    table = Table()
+    table.add_column("config")
+    table.add_row("sample.stop: [/INST] [red]")
+    Console().table(table)
+    assert "sample.stop: [/INST] [red]" in capsys.readouterr().out
 
 
 def test_one_run_is_refused(folders, tmp_path):
