@@ -7,6 +7,7 @@ Ctrl-C does. A second one interrupts at once.
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ from types import FrameType
 
 from cluster.errors import TakenAway
 
+_log = logging.getLogger(__name__)
 _LOOK_S = 0.1
 _LOOK_AT_NODES_S = 2.0
 
@@ -90,25 +92,43 @@ class Notices:
         if self._saving is None or self._waiter is not None:
             self._over.set()
             raise TakenAway
-        self._saving.ask()
-        self._waiter = threading.Thread(target=self._interrupt_once_saved, name="saving", daemon=True)
+        self._waiter = threading.Thread(target=self._interrupt_once_saved, args=(self._saving,), name="notice")
         self._waiter.start()
 
-    def _interrupt_once_saved(self) -> None:
-        until = time.monotonic() + self._grace_s
-        while (saving := self._saving) is not None and saving.is_asked() and time.monotonic() < until:
+    def _interrupt_once_saved(self, saving: Saving) -> None:
+        saved, until = threading.Event(), time.monotonic() + self._grace_s
+        # Apart, since a store that does not answer may keep it longer than there is time.
+        threading.Thread(target=self._save, args=(saving, saved), name="saving", daemon=True).start()
+        while self._saving is saving and not saved.is_set() and time.monotonic() < until:
             if self._over.wait(_LOOK_S):
                 return
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
+    def _save(self, saving: Saving, saved: threading.Event) -> None:
+        with _told():
+            saving.ask()
+            while saving.is_asked() and not self._over.wait(_LOOK_S):
+                pass
+        saved.set()
+
     def _watch_nodes(self) -> None:
         while not self._over.wait(_LOOK_AT_NODES_S):
-            found = frozenset(_draining())
-            new, self.leaving = found - self.leaving, found
-            for node in sorted(new):
-                self._on_leaving(node)
-                if (saving := self._saving) is not None:
-                    saving.ask()
+            with _told():
+                found = frozenset(_draining())
+                new, self.leaving = found - self.leaving, found
+                for node in sorted(new):
+                    self._on_leaving(node)
+                    if (saving := self._saving) is not None:
+                        saving.ask()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Has whatever goes wrong in a thread told in the driver's log: the run does not depend on it."""
+    try:
+        yield
+    except Exception:
+        _log.exception("a notice could not be followed")
 
 
 def _draining() -> dict[str, int]:

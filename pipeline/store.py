@@ -200,7 +200,7 @@ class Store:
             raise StageError(
                 f"{self.address}/{key}",
                 wanted="a store that answers, and rights to read and write there",
-                got=str(error).splitlines()[0][:300],
+                got=next(iter(str(error).splitlines()), type(error).__name__)[:300],
                 fix="check the address, the store's variables (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, …) and "
                 "the network; the same command carries on",
             ) from None

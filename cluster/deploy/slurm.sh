@@ -20,7 +20,7 @@ export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # which srun no longer takes fr
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN # srun hands the environment on; it stands in no file
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 address=$head:$((20000 + SLURM_JOB_ID % 10000)) # two jobs may meet on one node
 log=slurm-$SLURM_JOB_ID-ray.log
 node=(ray start --num-cpus="$SLURM_CPUS_PER_TASK" --disable-usage-stats --block)

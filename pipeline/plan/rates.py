@@ -112,7 +112,9 @@ def device_name(hardware: Hardware) -> str:
 def _of_earlier_run(config: Config) -> Rates | None:
     """Rates from the newest run of the same policy, on these releases, that lies where this config's runs lie."""
     runs = config.folder().parent
-    folders = sorted(runs.glob("*/round-0*/report.json"), key=lambda file: -file.stat().st_mtime)
+    folders: list[Path] = []
+    with suppress(FileNotFoundError):  # somebody removes a run meanwhile
+        folders = sorted(runs.glob("*/round-0*/report.json"), key=lambda file: -file.stat().st_mtime)
     for run in dict.fromkeys(file.parent.parent for file in folders):
         with suppress(PrefloopError, KeyError, TypeError, ValueError, ZeroDivisionError):
             settings = run_settings(run)
