@@ -52,6 +52,7 @@ class Notices:
         self._grace_s, self._on_leaving = grace_s, on_leaving
         self._saving: Saving | None = None
         self._waiter: threading.Thread | None = None
+        self._ends = False  # since a SIGTERM came
         self._over = threading.Event()  # nothing is to be interrupted any more
 
     @contextmanager
@@ -70,6 +71,10 @@ class Notices:
             watcher.start()
         try:
             yield
+        except (KeyboardInterrupt, SystemError):  # Ray, where it waits, makes one of these of whatever is raised
+            if self._ends:
+                raise TakenAway from None
+            raise
         finally:
             self._over.set()
             for thread in (watcher if of_nodes else None, self._waiter):
@@ -90,6 +95,7 @@ class Notices:
         if self._over.is_set():
             return
         if self._saving is None or self._waiter is not None:
+            self._ends = True
             self._over.set()
             raise TakenAway
         self._waiter = threading.Thread(target=self._interrupt_once_saved, args=(self._saving,), name="notice")

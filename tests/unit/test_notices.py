@@ -67,6 +67,24 @@ def test_a_second_notice_ends_at_once():
     assert at_work(Notices(60), end_me, threading.Timer(0.3, end_me).start, pause(10), saving=UNSAVED) < 5
 
 
+@pytest.mark.parametrize("made_of_it", [KeyboardInterrupt, SystemError])
+def test_what_ray_makes_of_it_where_it_waits_is_still_the_notice(made_of_it):
+    def waiting_in_ray():
+        try:
+            end_me()
+            time.sleep(10)
+        except TakenAway:
+            raise made_of_it from None
+
+    assert at_work(Notices(60), waiting_in_ray) < 5
+
+
+def test_ctrl_c_stays_ctrl_c():
+    with pytest.raises(KeyboardInterrupt) as raised, Notices(60).taken(of_nodes=False):
+        raise KeyboardInterrupt
+    assert raised.type is KeyboardInterrupt
+
+
 def test_signals_are_as_before_afterwards():
     before = signal.getsignal(signal.SIGTERM)
     with Notices(60).taken(of_nodes=False):
