@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,6 +23,7 @@ from pipeline.entries import Entry
 from pipeline.files import read_json, read_vouched, replacing, write_json, write_vouched
 from pipeline.fingerprints import differing_fields, refuse_other_fingerprint
 from pipeline.mirror import AlreadyThere, fetch, obtain, remove, sizes
+from pipeline.row_groups import ROWS_A_GROUP, take_rows
 from stages.contracts import Contract
 from stages.errors import ContractError, StageError
 from stages.weights import file_sha256
@@ -32,7 +32,6 @@ MANIFEST = "manifest.json"
 _FINGERPRINT = "fingerprint.json"
 _REFUSED = "refused.json"
 _SHARDS = "_shards"
-_ROWS_A_GROUP = 1 << 16  # what is read of a part at a time by those who want some rows of it
 _RESTORE = "restore the file, or start a run of another name: --set run.name=…"
 
 
@@ -249,7 +248,7 @@ class StageFolder:
             if (done := self.entry_or_none(shard)) is not None:
                 return done
             with replacing(self.path / name) as scratch:
-                pq.write_table(table, scratch, compression="zstd", row_group_size=_ROWS_A_GROUP)
+                pq.write_table(table, scratch, compression="zstd", row_group_size=ROWS_A_GROUP)
             entry = Entry(
                 shard,
                 name,
@@ -280,21 +279,10 @@ class StageFolder:
     def read_rows(self, shard: int, rows: Sequence[int]) -> pa.Table:
         """Some rows of a published part by their numbers, in their order; checked as `read` does.
 
-        However large the part is, memory is needed for a group of its rows (`_ROWS_A_GROUP`) and for those asked for.
+        However large the part is, memory is needed for a group of its rows (`ROWS_A_GROUP`) and for those asked for.
         """
-        file, wanted = self._checked(shard), np.asarray(rows, np.int64)
-        order = np.argsort(wanted)
-        found, start, ends = [], 0, 0
-        with pq.ParquetFile(file) as parts:
-            found.append(self.contract.check(parts.schema_arrow.empty_table(), where=str(file)))
-            for batch in parts.iter_batches(_ROWS_A_GROUP):
-                first, ends = ends, ends + batch.num_rows
-                stop = int(np.searchsorted(wanted, ends, sorter=order))
-                found.append(pa.Table.from_batches([batch]).take(wanted[order[start:stop]] - first))
-                start = stop
-        places = np.empty_like(order)
-        places[order] = np.arange(len(order))
-        return pa.concat_tables(found).take(places)
+        file = self._checked(shard)
+        return self.contract.check(take_rows(file, rows), where=str(file))
 
     def _checked(self, shard: int) -> Path:
         """A published part's file, as it was published under the contract of today."""

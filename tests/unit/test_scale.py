@@ -154,7 +154,7 @@ def test_stretches_of_work_are_as_many_as_there_are_pauses():
 
 
 def test_rows_read_by_number_are_those_of_the_whole_part(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.artifacts._ROWS_A_GROUP", 7)
+    monkeypatch.setattr("pipeline.row_groups.ROWS_A_GROUP", 7)
     pool, table = StageFolder(tmp_path / "pool", PROMPTS), prompts("train", 40, round=0)
     publish(pool, [table])
     for rows in ([], [39], [5, 3, 38, 6, 7, 0], list(range(39, -1, -1))):
