@@ -26,6 +26,7 @@ from cluster.errors import AlreadySubmitted, Unprotected, Unreachable
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
+_ATTEMPT = ":"  # before an attempt's number; in no run's name
 _RUN, _FOLDER = "prefloop_run", "prefloop_folder"  # keys of a job's metadata
 _TALKERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")  # on standard error
 _PORTS = {"http": 80, "https": 443}
@@ -132,7 +133,7 @@ class JobServer:
         Raises:
             AlreadySubmitted: if another attempt was sent meanwhile.
         """
-        submission_id = f"{run}-{self._last_attempt(run) + 1}"
+        submission_id = f"{run}{_ATTEMPT}{self._last_attempt(run) + 1}"
         runtime_env: dict[str, Any] = {
             "working_dir": str(working_dir),
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(stop_wait_s))},
@@ -156,7 +157,7 @@ class JobServer:
     def _last_attempt(self, run: str) -> int:
         with self._asked():
             taken = [details.submission_id or "" for details in self._client.list_jobs()]
-        numbers = [re.fullmatch(re.escape(run) + r"-(\d+)", each) for each in taken]
+        numbers = [re.fullmatch(re.escape(run + _ATTEMPT) + r"(\d+)", each) for each in taken]
         return max((int(found[1]) for found in numbers if found), default=0)
 
     def _job(self, submission_id: str) -> Job:

@@ -136,14 +136,34 @@ def doctor_command(config: Path | None, overrides: tuple[str, ...], deep: bool) 
 @_AT
 @click.option("--no-requirements", is_flag=True, help="the nodes' image has the tested versions; install nothing")
 @click.option("--follow", is_flag=True, help="then tell what the run says, until it ends")
-def submit_command(config: Path, overrides: tuple[str, ...], address: str, no_requirements: bool, follow: bool) -> None:
+@click.option("--rounds", metavar="+N", help="add rounds to the run, be it finished or interrupted")
+@click.option("--watch", metavar="FOLDER", type=_TABLES, help="as with run; the folder is one that all nodes share")
+def submit_command(
+    config: Path,
+    overrides: tuple[str, ...],
+    address: str,
+    no_requirements: bool,
+    follow: bool,
+    rounds: str | None,
+    watch: Path | None,
+) -> None:
     """Run CONFIG as a Ray job on a cluster, from a copy of this checkout; the same command carries on there.
 
     run.dir, and whatever else CONFIG names by an absolute path, is a folder that all nodes share.
     """
     from pipeline.submit import submit
 
-    answer_for(lambda: submit(config, overrides, address=address, requirements=not no_requirements, follow=follow))
+    answer_for(
+        lambda: submit(
+            config,
+            overrides,
+            address=address,
+            requirements=not no_requirements,
+            follow=follow,
+            more_rounds=rounds,
+            watched=watch,
+        )
+    )
 
 
 @main.command("status")

@@ -23,6 +23,7 @@ from pipeline.config_checks import is_policy_name
 from pipeline.config_file import load_config
 from pipeline.console import Console
 from pipeline.remote import follow_job, reached
+from pipeline.schedule import parse_addition
 from pipeline.working_dir import CHECKOUT, WorkingDir, find_working_dir
 from stages.errors import ConfigError, InputError, StageError
 
@@ -31,13 +32,24 @@ _CONSTRAINTS = "cluster/constraints.txt"
 _ON_THE_NODE = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"  # Ray puts the node's own copy of the working_dir in its place
 
 
-def submit(config_file: Path, overrides: Sequence[str], *, address: str, requirements: bool, follow: bool) -> None:
+def submit(
+    config_file: Path,
+    overrides: Sequence[str],
+    *,
+    address: str,
+    requirements: bool,
+    follow: bool,
+    more_rounds: str | None = None,
+    watched: Path | None = None,
+) -> None:
     """Send a run to a cluster, or find that it is going on there already.
 
     Args:
         address: of the cluster's job server, as ``http://HOST:8265``.
         requirements: let each node install the tested versions first.
         follow: tell what the run says until it ends.
+        more_rounds: as ``+2``: add rounds to the run, which must not be going on.
+        watched: a folder, as the nodes call it, whose files of prompts make further rounds.
 
     Raises:
         PrefloopError: for anything a user can mend.
@@ -45,7 +57,11 @@ def submit(config_file: Path, overrides: Sequence[str], *, address: str, require
     config, console = load_config(config_file, overrides), Console()
     sent = find_working_dir()
     refuse_what_stays_here(config, config_file, sent)
-    entrypoint = entrypoint_of(sent.name_of(config_file), overrides)
+    if more_rounds is not None:
+        parse_addition(more_rounds)
+    if watched is not None:
+        refuse_unshared("--watch", watched)
+    entrypoint = entrypoint_of(sent.name_of(config_file), overrides, more_rounds=more_rounds, watched=watched)
     with reached(address), tempfile.TemporaryDirectory() as aside:
         server = JobServer(address)
         if not config.cluster.allow_unauthenticated:
@@ -79,10 +95,14 @@ def submit(config_file: Path, overrides: Sequence[str], *, address: str, require
         console.text(f"prefloop {verb} {job.submission_id} --address {address} {option}".rstrip())
 
 
-def entrypoint_of(config_name: str, overrides: Sequence[str]) -> str:
+def entrypoint_of(
+    config_name: str, overrides: Sequence[str], *, more_rounds: str | None = None, watched: Path | None = None
+) -> str:
     """The command that the cluster's head runs in its copy of the checkout."""
-    sets = [word for override in (*overrides, "cluster.address=auto") for word in ("--set", override)]
-    return shlex.join(["python", "-m", "pipeline", "run", config_name, *sets])
+    words = [word for override in (*overrides, "cluster.address=auto") for word in ("--set", override)]
+    words += ["--rounds", more_rounds] if more_rounds is not None else []
+    words += ["--watch", str(watched)] if watched is not None else []
+    return shlex.join(["python", "-m", "pipeline", "run", config_name, *words])
 
 
 def folder_of(config: Config) -> str:
@@ -133,6 +153,8 @@ def refuse_what_stays_here(config: Config, config_file: Path, sent: WorkingDir) 
             got=f"{config.run.dir}, which is taken from where a node unpacks the checkout",
             fix="for example --set run.dir=/shared/runs",
         )
+    if config.score is not None and config.score.cache is not None:
+        refuse_unshared(f"{config_file}: score.cache", config.score.cache)
     for key, name in _names(config.model_dump(mode="json"), ""):
         for here, there in _found_here(key, name, config_file, sent.root):
             if not sent.holds(there) or here.resolve() != there.resolve():
@@ -142,6 +164,21 @@ def refuse_what_stays_here(config: Config, config_file: Path, sent: WorkingDir) 
                     got=f"{name}, which is {here} and is not sent",
                     fix="put it into a folder that all nodes share, and name it by its absolute path",
                 )
+
+
+def refuse_unshared(where: str, folder: Path) -> None:
+    """Refuse a folder whose path is taken from where a node unpacks the checkout.
+
+    Raises:
+        ConfigError: naming `where` it stands.
+    """
+    if not folder.is_absolute():
+        raise ConfigError(
+            where,
+            wanted="a folder that all nodes share, by its absolute path",
+            got=f"{folder}, which is taken from where a node unpacks the checkout",
+            fix=f"for example /shared/{folder.name}",
+        )
 
 
 def _found_here(key: str, name: str, config_file: Path, root: Path) -> list[tuple[Path, Path]]:

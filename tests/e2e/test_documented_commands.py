@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 SMALL = ("rounds=1", "prompts.per_round=64", "prompts.shard_size=32", "evaluate.num_prompts=64")
 OF_CLUSTERS = {"docs/clusters.md", "docs/storage.md", "docs/scale.md"}
 """Pages whose commands want a cluster or a store; the tests of these parts run them."""
-TRACKED = ("wandb", "mlflow")
-"""Extras that the command which names them wants installed."""
 FIRST = ("run", "mine.yaml")
 NAMED = {"runs/NAME": "runs/quickstart", "runs/OTHER": "runs/gentle", "runs/another": "runs/gentle"}
 """What a reader puts his own names for."""
@@ -32,15 +29,10 @@ def documented() -> list[tuple[str, ...]]:
         for page in pages()
         if page not in OF_CLUSTERS
         for command in commands(page)
-        if command.words[0] == "prefloop" and can_run(command.words)
+        if command.words[0] == "prefloop"
     ]
     runs = [call for call in words if call[0] == "run"]
     return list(dict.fromkeys([FIRST, *runs, *words]))
-
-
-def can_run(words: tuple[str, ...]) -> bool:
-    """Whether what a command wants is installed."""
-    return all(find_spec(name) for name in TRACKED) or not any("run.trackers" in word for word in words)
 
 
 def made_small(words: tuple[str, ...]) -> tuple[str, ...]:

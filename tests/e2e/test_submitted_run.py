@@ -123,19 +123,19 @@ def until(happens, *, within_s: float = 600) -> None:
 def test_a_run_is_sent_followed_stopped_and_carried_on_after_its_head_is_lost(head, tmp_path):
     first_round = tmp_path / "sent" / "round-0001"
     sent = submitted(head, tmp_path)
-    assert sent.code == 0 and "sent-1 " in sent.out and not sent.err, sent.out + sent.err
+    assert sent.code == 0 and "sent:1 " in sent.out and not sent.err, sent.out + sent.err
 
     until(lambda: (first_round / "candidates" / "manifest.json").exists())
     again = submitted(head, tmp_path)
-    assert again.code == 0 and "sent-1 is going on already" in again.out, again.out + again.err
+    assert again.code == 0 and "sent:1 is going on already" in again.out, again.out + again.err
     other = submitted(head, tmp_path, "update.beta=0.2")
-    assert other.code == 1 and "prefloop stop sent-1" in other.err, other.out + other.err
+    assert other.code == 1 and "prefloop stop sent:1" in other.err, other.out + other.err
     status = head.prefloop("status", "sent")
     assert status.code == 0 and "RUNNING" in status.out and str(tmp_path / "sent") in status.out, status.out
 
     stopped = head.prefloop("stop", "sent")
-    assert stopped.code == 0 and "sent-1   STOPPED" in stopped.out, stopped.out + stopped.err
-    assert "ended as asked (SIGTERM); the same command carries on" in head.prefloop("logs", "sent-1").out
+    assert stopped.code == 0 and "sent:1   STOPPED" in stopped.out, stopped.out + stopped.err
+    assert "ended as asked (SIGTERM); the same command carries on" in head.prefloop("logs", "sent:1").out
     candidates = published(first_round / "candidates")
 
     assert submitted(head, tmp_path).code == 0
@@ -147,7 +147,7 @@ def test_a_run_is_sent_followed_stopped_and_carried_on_after_its_head_is_lost(he
     head.start()
     told = submitted(head, tmp_path, follow=True)
     assert told.code == 0, told.out + told.err
-    assert "sent-1 " in told.out and "round 2/2  update" in told.out and "round 1/2  sample" not in told.out
+    assert "sent:1 " in told.out and "round 2/2  update" in told.out and "round 1/2  sample" not in told.out
     assert (first_round / "policy" / "manifest.json").read_bytes() == policy
     assert published(first_round / "candidates") == candidates
     assert (tmp_path / "sent" / "final.json").exists()

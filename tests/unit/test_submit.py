@@ -42,7 +42,7 @@ async def tail(request):
     os._exit(9)
 
 app = web.Application()
-app.add_routes([web.get("/api/version", version), web.get("/api/jobs/mine-1/logs/tail", tail)])
+app.add_routes([web.get("/api/version", version), web.get("/api/jobs/mine:1/logs/tail", tail)])
 web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=lambda _: print(flush=True))
 """
 """A job server that is lost as soon as it has told a line of a job."""
@@ -114,6 +114,8 @@ def test_the_entrypoint_is_the_same_command_on_the_clusters_own_ray():
     words = shlex.split(entrypoint_of("configs/mine.yaml", overrides))
     assert words[:5] == ["python", "-m", "pipeline", "run", "configs/mine.yaml"]
     assert words[5:] == ["--set", overrides[0], "--set", overrides[1], "--set", "cluster.address=auto"]
+    more = shlex.split(entrypoint_of("configs/mine.yaml", (), more_rounds="+2", watched=Path("/shared/new prompts")))
+    assert more[5:] == ["--set", "cluster.address=auto", "--rounds", "+2", "--watch", "/shared/new prompts"]
 
 
 def test_the_folder_is_told_as_the_nodes_call_it():
@@ -135,7 +137,9 @@ def test_a_run_at_an_address_or_with_trackers_has_their_libraries_installed_too(
     assert pinned_requirements(CHECKOUT, extras_of(load_config(quickstart, ["run.dir=/shared/runs"]))) == plain
     config = load_config(quickstart, ["run.dir=s3://bucket/runs", "run.trackers=[mlflow]"])
     more = [Requirement(line) for line in pinned_requirements(CHECKOUT, extras_of(config)) if line not in plain]
-    assert [each.name for each in more] == ["obstore", "mlflow-skinny"] and str(more[0].specifier).startswith("==")
+    assert [each.name for each in more] == ["obstore", "mlflow-skinny"] and all(
+        "==" in str(each.specifier) for each in more
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,6 +153,8 @@ def test_a_run_at_an_address_or_with_trackers_has_their_libraries_installed_too(
         ("evaluate: {path: pipeline/cli.py}", (), ()),
         ("run: {dir: s3://bucket/runs}", (), ()),
         ("policy: {path: /shared/model}", (), ()),
+        ("score: {cache: answers, rewards: [{type: model, path: org/judge}]}", (), ("score.cache", "/shared/answers")),
+        ("score: {cache: /shared/answers, rewards: [{type: model, path: org/judge}]}", (), ()),
         ("policy: {path: org/model}", (), ()),
     ],
 )
@@ -168,6 +174,16 @@ def test_what_the_nodes_would_not_see_is_refused(checkout, monkeypatch, config, 
         refused(lambda: refuse_what_stays_here(loaded, file, sent), *says)
     else:
         refuse_what_stays_here(loaded, file, sent)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [({"watched": Path("new")}, ("--watch", "/shared/new")), ({"more_rounds": "two"}, ("--rounds", "+2"))],
+)
+def test_what_is_asked_of_a_run_beside_its_config_is_refused_before_it_is_sent(more, says):
+    sets, quickstart = ("run.dir=/shared/runs",), CHECKOUT / "configs" / "quickstart.yaml"
+    nowhere = {"address": "http://127.0.0.1:9", "requirements": False, "follow": False}
+    refused(lambda: submit(quickstart, sets, **nowhere, **more), *says)
 
 
 def test_a_config_that_is_not_sent_is_refused(checkout):
@@ -208,7 +224,7 @@ def test_a_job_is_followed_no_longer_once_its_server_is_gone_for_good():
     with subprocess.Popen([sys.executable, "-c", TOLD_AND_GONE, str(port)], stdout=subprocess.PIPE) as gone:
         gone.stdout.readline()  # it listens
         server, told = JobServer(f"http://127.0.0.1:{port}"), []
-        job = Job("mine-1", "mine", "", "RUNNING", "", "", "", None, None, None)
+        job = Job("mine:1", "mine", "", "RUNNING", "", "", "", None, None, None)
         with pytest.raises(Unreachable):
             server.follow(job, told.append, most_failures=1)
     assert told == ["a line\n"]
