@@ -27,11 +27,13 @@ def refused(outcome, *says: str, code: int = 1) -> None:
     ("overrides", "code", "says"),
     [
         (["policy.path=/no/such/folder"], 1, "policy.path"),
-        (["policy.path=no-such/model"], 1, "hub"),
-        (["score.rewards.0.path=embedded:reverse"], 1, "ForSequenceClassification"),
+        pytest.param(["policy.path=no-such/model"], 1, "hub", marks=pytest.mark.slow),
+        pytest.param(
+            ["score.rewards.0.path=embedded:reverse"], 1, "ForSequenceClassification", marks=pytest.mark.slow
+        ),
         (["prompts.path=/no/such/file.jsonl"], 1, "prompts.path"),
-        (["run.dir=/proc/nowhere"], 1, "run.dir"),
-        (["score.rewards.1.target=no.module:f"], 1, "no.module"),
+        pytest.param(["run.dir=/proc/nowhere"], 1, "run.dir", marks=pytest.mark.slow),
+        pytest.param(["score.rewards.1.target=no.module:f"], 1, "no.module", marks=pytest.mark.slow),
         (["update.learning_rat=1"], 2, "update.learning_rate"),
         (["cluster.address=127.0.0.1:1"], 1, "cluster.address"),
     ],

@@ -23,26 +23,26 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.rglob("part-*.parquet"))}
 
 
-# Four cells of the kill matrix (`tests/faults`), by the call in which they die: a sampler whose part is in place and
-# its entry not, and the scorer with its rewards in memory; a driver; a raylet.
+# Four cells of the kill matrix (`tests/faults`), by the call in which they die: a raylet; a driver; a sampler whose part
+# is in place and its entry not, and the scorer with its rewards in memory.
 CELLS = (
-    "file.written[round-0001/candidates/_shards/part-]:kill; score.middle[round-0001/scored]:kill@2",
+    "file.placed[evaluation/prompts/part-]:parent",
     "driver.start:kill",
-    "sample.start:parent",
+    "file.written[round-0001/candidates/_shards/part-]:kill; score.middle[round-0001/scored]:kill@2",
 )
 
 
 @pytest.fixture(scope="module")
 def story(prefloop):
-    """Interrupted while round 2 samples, killed twice, then continued to the end; two workers die meanwhile."""
+    """Killed twice, interrupted while round 2 samples, then continued to the end; two workers die meanwhile."""
     folder, marks = prefloop.runs / "quickstart", [prefloop.runs / f"marks-{call}" for call in range(len(CELLS))]
     faults = [
         {fault_points.FAULTS: cells, fault_points.FOLDER: str(mark)} for cells, mark in zip(CELLS, marks, strict=True)
     ]
     in_round_2 = folder / "round-0002" / "candidates" / "_shards" / "part-00000.json"
-    first = prefloop.interrupted(when=in_round_2.exists, faults=faults[0])
+    killed = [prefloop.run(faults=armed) for armed in faults[:2]]
+    first = prefloop.interrupted(when=in_round_2.exists, faults=faults[2])
     kept = hashes(folder)
-    killed = [prefloop.run(faults=armed) for armed in faults[1:]]
     second = prefloop.run()
     return {"folder": folder, "first": first, "kept": kept, "killed": killed, "second": second, "marks": marks}
 
@@ -51,7 +51,7 @@ def test_workers_that_die_are_replaced_and_a_dead_driver_or_raylet_costs_a_call(
     fired = [len(times) for mark in story["marks"] for times in fault_points.fired(mark).values()]
     assert fired == [1, 1, 1, 1]
     assert story["first"].out.count("restarted  sampler-0") == story["first"].out.count("restarted  scorer-0") == 1
-    driver, raylet = story["killed"]
+    raylet, driver = story["killed"]
     assert driver.code == -signal.SIGKILL
     assert raylet.code == 1 and raylet.err.startswith("Ray was lost") and "the same command carries on" in raylet.err
     assert "Traceback" not in raylet.out + raylet.err

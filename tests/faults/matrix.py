@@ -52,6 +52,7 @@ CELLS = (
     Cell("raylet", "start", "sample.start[round-0001/candidates]:parent", "as a sampler begins a shard"),
     Cell("raylet", "middle", "update.middle[rank-0]:parent@3", "after an optimizer step"),
     Cell("raylet", "while publishing", "file.written[round-0002/candidates/_shards/part-]:parent", "part, no entry"),
+    Cell("raylet", "just after", "file.placed[evaluation/prompts/part-]:parent", "prompts were drawn"),
     Cell("raylet", "just after", "file.placed[round-0002/policy/manifest.json]:parent", "a policy was published"),
 )
 """A cell that may be met at two places has two lines. Every cell has a meaning: a rank that publishes nothing, and the
