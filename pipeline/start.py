@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from pipeline.report import result_table, round_reports, where_things_are
 from pipeline.run_folder import following, is_held, next_log_dir, only_run
 from pipeline.schedule import add_rounds, parse_addition
 from pipeline.sources import ALL, Sources, find_sources, imported_from
-from pipeline.trackers import open_trackers
+from pipeline.trackers import Trackers, open_trackers
 from pipeline.watch import Watch, refuse_watch
 from pipeline.worker_log import WorkerLog
 from stages.errors import ConfigError, PrefloopError
@@ -99,7 +99,8 @@ def opened(
         config_file: its file; modules of reward functions are looked for beside it first.
         folder: where results and logs go.
         console: where it is told.
-        needs: which of the config's names are used; see `find_sources`.
+        needs: which of the config's names are used, see `find_sources`; not `ALL` of them for a stage by itself, which
+            the plan says nothing of and trackers get no points of.
     """
     log_dir = next_log_dir(folder)
     _quiet(log_dir)
@@ -118,7 +119,7 @@ def opened(
 
         shipped = shipped_from(beside)
         with (
-            open_trackers(config, folder, console) as trackers,
+            open_trackers(config, folder, console) if needs == ALL else nullcontext(Trackers()) as trackers,
             session(
                 config.cluster,
                 log_dir=log_dir,
