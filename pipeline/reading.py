@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pipeline.config import merged, overrides_of
 from pipeline.schedule import asked_rounds, reason_to_stop
 from pipeline.sections import GateConfig, StopConfig
-from pipeline.watch import Watch
+from pipeline.watched_files import WatchedFiles
 from stages.errors import InputError
 
 _ROUND = re.compile("round-([0-9]{4,})")
@@ -77,7 +77,7 @@ def num_rounds(folder: Path, settings: Mapping[str, Any]) -> int | None:
     if rounds is None:
         return None
     configured = len(rounds) if isinstance(rounds, list) else rounds
-    return asked_rounds(folder, configured) + Watch(folder / "watched.json").num_taken()
+    return asked_rounds(folder, configured) + WatchedFiles(folder / "watched.json").num_taken()
 
 
 def reason_stopped(folder: Path, settings: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) -> str | None:
