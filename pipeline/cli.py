@@ -211,9 +211,9 @@ def watch_command(run: Path) -> None:
 
     Ctrl-C ends the watching, not the run. Where output is no terminal, one picture is printed.
     """
-    from pipeline.live_view import watch
+    from pipeline.live_view import show_live
 
-    answer_for(lambda: watch(run))
+    answer_for(lambda: show_live(run))
 
 
 @main.command("report")

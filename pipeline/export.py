@@ -16,7 +16,7 @@ from pipeline.artifacts import MANIFEST, StageFolder
 from pipeline.console import Console
 from pipeline.export_formats import FORMATS, ExportedPair, Row
 from pipeline.files import read_json, replacing
-from pipeline.reading import run_settings
+from pipeline.reading import rounds_in, run_settings
 from stages.contracts import MESSAGE, PAIRS, PROMPTS, REFERENCE_LOGPS
 from stages.errors import InputError
 
@@ -91,7 +91,7 @@ def _trl_schema(chats: bool) -> pa.Schema:
 
 def _round_folders(run: Path, rounds: Sequence[int], console: Console) -> list[Path]:
     """The folders of the rounds named, else of all but the last ones that are not finished."""
-    found = {int(f.name.rpartition("-")[2]): f for f in sorted(run.glob("round-[0-9]*")) if (f / "pairs").is_dir()}
+    found = {number: path for number, path in rounds_in(run).items() if (path / "pairs").is_dir()}
     missing = next((number for number in rounds if number not in found), None)
     if not found or missing is not None:
         raise InputError(
@@ -185,7 +185,7 @@ class Ends:
 def _find_ends(run: Path) -> Ends | None:
     """The special tokens of a run's policies, which share one tokenizer; None where none of them is here."""
     policy = run_settings(run).get("policy", {})
-    folders = sorted(run.glob("round-[0-9]*/policy"), reverse=True)
+    folders = [path / "policy" for path in reversed(rounds_in(run).values())]
     first = models.find_here(policy["path"], key="policy.path") if "path" in policy else None
     folder = next((f for f in (*folders, first) if f is not None and any(f.glob("tokenizer*"))), None)
     if folder is None:

@@ -23,7 +23,7 @@ from pipeline.reading import num_rounds, round_folders, run_settings
 from pipeline.reuse import STAGES, Comparison, Reuse, Reused
 from pipeline.run_folder import write_config
 from pipeline.sources import find_sources
-from pipeline.watch import Watch
+from pipeline.watched_files import WatchedFiles
 from stages.errors import InputError, StageError
 
 _CONFIG = "config.yaml"
@@ -73,7 +73,7 @@ def _added_rounds(run: Path, overrides: Sequence[str]) -> list[str]:
     settings = run_settings(run)
     if any(override.partition("=")[0] == "rounds" for override in overrides) or isinstance(settings["rounds"], list):
         return []
-    watched = Watch(run / "watched.json").num_taken()
+    watched = WatchedFiles(run / "watched.json").num_taken()
     return [f"rounds={(num_rounds(run, settings) or 0) - watched}"]
 
 
@@ -139,7 +139,7 @@ def _settled(run: Path, scratch: Path, count: int) -> None:
     kept = Lineage.read(run / "run.json").rounds[:count]
     write_records(scratch / "run.json", read_records(run / "run.json")[: len(kept)])
     if (watched := run / "watched.json").exists():
-        Watch(watched).keep_until(count, scratch / watched.name)
+        WatchedFiles(watched).keep_until(count, scratch / watched.name)
     for pool in run.glob("prompts-[0-9]*"):
         if int(pool.name.removeprefix("prompts-")) <= count:
             _link(pool, scratch / pool.name)

@@ -1,51 +1,24 @@
-"""How a run goes just now, read from its folder alone: from any terminal of a machine that sees it, at any time.
+"""A run at one moment, read from its folder alone: from any terminal of a machine that sees it, at any time.
 
-Nothing is asked of the run and nothing is written. Rates are of what was published: a stage's parts and the times at
-which their entries appeared, the optimizer steps in ``metrics.jsonl``.
+Nothing is asked of the run and nothing is written. What is put in place or removed while it is read is read again.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.artifacts import MANIFEST
-from pipeline.files import read_json
-from pipeline.reading import num_rounds, run_settings
+from pipeline.progress import Progress, newest_step, stages_of, time_of, whole_lines
+from pipeline.reading import num_rounds, reason_stopped, rounds_in, run_settings
 from pipeline.report import round_reports
 from stages.errors import InputError
 
-STAGES = ("prompts", "candidates", "scored", "pairs", "groups", "reference_logps", "policy", "evaluation/scored")
-_ENTRIES = "_shards/part-*.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """A stage of a round.
-
-    Attributes:
-        done, total: parts, or optimizer steps; `total` 0 where it is not known yet.
-        rate: a second, of `unit`; None before there are two points in time.
-    """
-
-    stage: str
-    done: int
-    total: int
-    is_closed: bool
-    rate: float | None = None
-    unit: str = ""
-    pace: float = 0.0  # parts or steps a second
-
-    @property
-    def to_go_s(self) -> float | None:
-        """Seconds that it still takes at its own pace; None where that cannot be told."""
-        left = self.total - self.done
-        return left / self.pace if left > 0 and self.pace and not self.is_closed else None
+_TRIES = 10  # no stage publishes so often that it meets each of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +27,22 @@ class Snapshot:
 
     Attributes:
         rounds: every round's stages by its number; 0 is the evaluation before the first.
-        num_settled, num_asked: rounds; `num_asked` None before the first is settled.
+        reports: of the rounds that have one.
+        num_asked: rounds; None before the first is settled.
+        stopped: why no round follows the settled ones, though more were asked for.
         works: whether a process of this machine works on it; None where that cannot be seen.
         workers: what is known of each, by name.
-        step: the newest optimizer step's metrics.
+        step: the newest optimizer step's metrics of the rounds under way.
         quiet_s: since the folder last changed.
         round_s: median of the settled rounds; None before there is one.
-        begun_s: since the round that goes on began.
+        begun_s: since the round that goes on began, or was taken up again.
     """
 
     folder: Path
     rounds: Mapping[int, list[Progress]]
     reports: list[dict[str, Any]]
-    num_settled: int
     num_asked: int | None
+    stopped: str | None
     works: bool | None
     workers: Mapping[str, str]
     step: Mapping[str, Any]
@@ -76,8 +51,21 @@ class Snapshot:
     begun_s: float
 
     @property
+    def num_settled(self) -> int:
+        """Rounds that have a report."""
+        return sum(report["round"] > 0 for report in self.reports)
+
+    @property
+    def under_way(self) -> dict[int, list[Progress]]:
+        """The rounds without a report; of two the later one is sampled ahead."""
+        reported = {report["round"] for report in self.reports}
+        return {number: stages for number, stages in self.rounds.items() if number not in reported}
+
+    @property
     def is_finished(self) -> bool:
-        return self.num_asked is not None and self.num_settled >= self.num_asked and not self.works
+        """Whether nobody works on it, and no round is left to be done."""
+        is_done = self.num_asked is not None and self.num_settled >= self.num_asked
+        return (is_done or self.stopped is not None) and not self.works
 
     @property
     def to_go_s(self) -> float | None:
@@ -92,9 +80,18 @@ def snapshot(folder: Path) -> Snapshot:
     """A run now.
 
     Raises:
-        InputError: if the folder holds no run.
+        InputError: if the folder holds no run, or a file of it cannot be read.
     """
-    found = {int(f.name.removeprefix("round-")): f for f in sorted(folder.glob("round-[0-9]*"))}
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):  # removed after it was found
+            return _snapshot(folder)
+    raise InputError(
+        str(folder), wanted="files that stay for as long as they are read", got="none", fix="give the command again"
+    )
+
+
+def _snapshot(folder: Path) -> Snapshot:
+    found = rounds_in(folder)
     if not found and not (folder / ".lock").exists():
         raise InputError(
             str(folder),
@@ -102,82 +99,39 @@ def snapshot(folder: Path) -> Snapshot:
             got="no round in it" if folder.is_dir() else "no such folder",
             fix="runs lie in runs/NAME by default",
         )
-    reports = round_reports(folder)
-    settled = [report for report in reports if report["round"]]
-    seconds = [report["seconds"] for report in settled if "seconds" in report]
-    now = time.time()
-    attempts = sorted((folder / "logs").glob("attempt-*"), key=lambda path: path.stat().st_mtime)
-    last = max((_changed(path) for number, path in found.items() if number > len(settled)), default=0.0)
+    reports, settings = round_reports(folder), run_settings(folder)
+    reported = {report["round"] for report in reports}
+    under_way = {number: path for number, path in found.items() if number not in reported}
+    seconds = [report["seconds"] for report in reports if "seconds" in report]
+    attempts = sorted((folder / "logs").glob("attempt-*"), key=time_of)[-1:]
+    now, since = time.time(), _taken_up(folder)
+    steps = filter(None, map(newest_step, reversed(under_way.values())))
     return Snapshot(
         folder,
-        {number: _stages(path, number) for number, path in found.items()},
+        {number: stages_of(path, number, since=since) for number, path in found.items()},
         reports,
-        len(settled),
-        num_rounds(folder, run_settings(folder)),
+        num_rounds(folder, settings),
+        reason_stopped(folder, settings, reports),
         _is_worked_on(folder / ".lock"),
-        _workers(attempts[-1] / "workers.jsonl") if attempts else {},
-        _last_step(found[max(found)] / "metrics.jsonl") if found else {},
-        now - max([last, *(_changed(path) for path in attempts[-1:])], default=now),
+        _workers(attempts[0] / "workers.jsonl") if attempts else {},
+        next(steps, {}),
+        now - max(map(_changed, [*under_way.values(), *attempts]), default=now),
         median(seconds) if seconds else None,
-        now - min((_began(path) for number, path in found.items() if number > len(settled)), default=now),
+        now - max(since, min(map(_began, under_way.values()), default=now)),
     )
 
 
-def _stages(folder: Path, number: int) -> list[Progress]:
-    parts = len(list((folder / "prompts").glob(_ENTRIES)))
-    names = [name for name in STAGES if name.startswith("evaluation") or number]
-    present = [name for name in names if (folder / name).is_dir() or name not in ("pairs", "groups")]
-    return [_update(folder) if name == "policy" else _table(folder / name, name, parts) for name in present]
-
-
-def _table(stage: Path, name: str, parts: int) -> Progress:
-    """A stage that publishes parts; its rate is in rows, of candidates in tokens."""
-    entries = sorted(stage.glob(_ENTRIES))
-    closed, done = (stage / MANIFEST).exists(), len(entries)
-    total = done if closed else 0 if name.startswith("evaluation") else parts
-    claim = stage / "fingerprint.json"
-    if closed or not done or not claim.exists():
-        return Progress(name, done, total, closed)
-    took = max(_time(entry) for entry in entries) - _time(claim)
-    sizes = [_size(entry, tokens=name == "candidates") for entry in entries]
-    if took <= 0:
-        return Progress(name, done, total, closed)
-    unit = "tokens" if name == "candidates" else "rows"
-    return Progress(name, done, total, closed, sum(sizes) / took, unit, done / took)
-
-
-def _update(folder: Path) -> Progress:
-    """The training, by its steps; what an ended update left is closed too."""
-    closed = (folder / "policy" / MANIFEST).exists() or (folder / "update_ended.json").exists()
-    step = _last_step(folder / "metrics.jsonl")
-    if not step:
-        return Progress("policy", 0, 0, closed)
-    step_s = float(step.get("step_s") or 0.0)
-    rate = step.get("num_tokens", 0.0) / step_s if step_s else None
-    done, total = int(step["step"]), int(step["steps"])
-    return Progress("policy", done, total, closed, rate, "tokens", 1 / step_s if step_s else 0.0)
-
-
-def _last_step(file: Path) -> dict[str, Any]:
-    """The newest whole line; a run may be writing another."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    for line in reversed(lines[-2:]):
-        try:
-            return dict(json.loads(line))
-        except ValueError:
-            continue
-    return {}
+def _taken_up(folder: Path) -> float:
+    """When the process that works on a run began, or the last one that did; see `pipeline.run_folder.only_run`."""
+    lock = folder / ".lock"
+    return time_of(lock) if lock.exists() else 0.0
 
 
 def _workers(file: Path) -> dict[str, str]:
     """What each worker's last line says, and how often it had died before in this call."""
     found: dict[str, str] = {}
     deaths: dict[str, int] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        event = json.loads(line)
+    for event in whole_lines(file.read_text(encoding="utf-8").splitlines() if file.exists() else ()):
         name = event["worker"]
         if event["event"] == "died":
             found[name], deaths[name] = f"died: {event.get('reason', '')}", deaths.get(name, 0) + 1
@@ -195,26 +149,15 @@ def _is_worked_on(lock: Path) -> bool | None:
     return any(line.split()[5].rpartition(":")[2] == str(inode) for line in held.splitlines() if "FLOCK" in line)
 
 
-def _size(entry: Path, *, tokens: bool) -> float:
-    found = read_json(entry)
-    return float(found["stats"].get("tokens", 0) if tokens else found["rows"])
-
-
-def _time(file: Path) -> float:
-    return file.stat().st_mtime
-
-
 def _changed(folder: Path) -> float:
     """When something below a folder changed last."""
     times = []
     for path in [folder, *folder.rglob("*")]:
-        try:
-            times.append(path.stat().st_mtime)
-        except FileNotFoundError:
-            continue
+        with suppress(FileNotFoundError):
+            times.append(time_of(path))
     return max(times, default=0.0)
 
 
 def _began(folder: Path) -> float:
-    claims = [_time(claim) for claim in folder.glob("*/fingerprint.json")]
-    return min(claims, default=_time(folder))
+    claims = [time_of(claim) for claim in folder.glob("*/fingerprint.json")]
+    return min(claims, default=time_of(folder))

@@ -13,24 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.console import duration
-from pipeline.live import STAGES, Progress, Snapshot, snapshot
+from pipeline.live import Snapshot, snapshot
+from pipeline.progress import Progress, round_name, stage_table
 from pipeline.report import result_table
 
 _EVERY_S = 1.0
-_HEADS = {
-    "policy": "update",
-    "reference_logps": "reference",
-    "evaluation/scored": "evaluate",
-    "candidates": "sample",
-    "scored": "score",
-    "pairs": "pair",
-    "groups": "pair",
-}
 _SHOWN = 8  # rounds, the last ones
 _STEP = ("loss", "rewards/accuracies", "rewards/margins", "rejected_active", "grad_norm")
 
 
-def watch(folder: Path) -> None:
+def show_live(folder: Path) -> None:
     """Show a run until it is finished, or Ctrl-C; where output is no terminal, once.
 
     Raises:
@@ -51,8 +43,10 @@ def watch(folder: Path) -> None:
 
 def view(found: Snapshot) -> Group:
     """A run at one moment, as rich draws it."""
-    parts: list[Text | Table] = [_headline(found), Text(), _rounds(found)]
-    if moving := [p for p in found.rounds.get(max(found.rounds, default=0), []) if p.done and not p.is_closed]:
+    shown = dict(sorted(found.rounds.items())[-_SHOWN:])
+    parts: list[Text | Table] = [_headline(found), Text(), stage_table(shown)]
+    moving = [(at, p) for at, stages in found.under_way.items() for p in stages if p.done and not p.is_closed]
+    if moving:
         parts += [Text(), _under_way(moving)]
     if found.step and not found.is_finished:
         told = [f"{name} {found.step[name]:.3f}" for name in _STEP if isinstance(found.step.get(name), float)]
@@ -67,7 +61,7 @@ def view(found: Snapshot) -> Group:
 def _headline(found: Snapshot) -> Text:
     rounds = f"{found.num_settled} of {found.num_asked or '?'} rounds settled"
     if found.is_finished:
-        return Text(f"{found.folder.name}: finished   {rounds}")
+        return Text(f"{found.folder.name}: finished   {rounds}" + (f"; {found.stopped}" if found.stopped else ""))
     state = {True: "at work", False: "no process of this machine works on it", None: "going on"}[found.works]
     known = found.to_go_s is not None
     to_go = f"about {duration(found.to_go_s or 0)} to go" if known else "time to go is known after the first round"
@@ -75,30 +69,11 @@ def _headline(found: Snapshot) -> Text:
     return Text(told + (f"   last change {duration(found.quiet_s)} ago" if found.quiet_s > 10 else ""))
 
 
-def _rounds(found: Snapshot) -> Table:
-    table, shown = Table(box=None, pad_edge=False, padding=(0, 2)), dict(sorted(found.rounds.items())[-_SHOWN:])
-    present = {progress.stage for row in shown.values() for progress in row}
-    stages = [stage for stage in STAGES if stage in present]
-    table.add_column("")
-    for stage in stages:
-        table.add_column(_HEADS.get(stage, stage), no_wrap=True)
-    for number, row in shown.items():
-        states = {progress.stage: _state(progress) for progress in row}
-        table.add_row(f"round {number}" if number else "before", *(states.get(stage, "") for stage in stages))
-    return table
-
-
-def _state(progress: Progress) -> str:
-    if progress.is_closed:
-        return "done"
-    return f"{progress.done}/{progress.total or '?'}" if progress.done else "-"
-
-
-def _under_way(moving: list[Progress]) -> Table:
+def _under_way(moving: list[tuple[int, Progress]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
-    for progress in moving:
+    for number, progress in moving:
         rate = f"{progress.rate:,.0f} {progress.unit}/s" if progress.rate is not None else ""
         to_go = f"{duration(progress.to_go_s)} to go" if progress.to_go_s is not None else ""
         bar = ProgressBar(total=progress.total or None, completed=progress.done, width=30, pulse=not progress.total)
-        table.add_row(_HEADS.get(progress.stage, progress.stage), bar, _state(progress), rate, to_go)
+        table.add_row(round_name(number), progress.stage, bar, progress.told, rate, to_go)
     return table

@@ -6,6 +6,7 @@ are gone can still be looked at.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 import yaml
+from pydantic import ValidationError
 
 from pipeline.config import merged, overrides_of
-from pipeline.schedule import asked_rounds
-from pipeline.watch import Watch
+from pipeline.schedule import asked_rounds, reason_to_stop
+from pipeline.sections import GateConfig, StopConfig
+from pipeline.watched_files import WatchedFiles
 from stages.errors import InputError
+
+_ROUND = re.compile("round-([0-9]{4,})")
 
 FILE = "__filename"
 """A column that `rows` can give besides the table's own: the path of the part in which the row lies."""
@@ -29,7 +34,7 @@ def round_folders(folder: Path) -> dict[int, Path]:
     Raises:
         InputError: if the folder holds no run.
     """
-    found = sorted(path for path in folder.glob("round-*") if path.name.removeprefix("round-").isdigit())
+    found = rounds_in(folder)
     if not found:
         raise InputError(
             str(folder),
@@ -37,7 +42,13 @@ def round_folders(folder: Path) -> dict[int, Path]:
             got="no round in it" if folder.is_dir() else "no such folder",
             fix="runs lie in runs/NAME by default",
         )
-    return {int(path.name.removeprefix("round-")): path for path in found}
+    return found
+
+
+def rounds_in(folder: Path) -> dict[int, Path]:
+    """As `round_folders`; empty where there is none. Folders that a person put there under other names are none."""
+    named = ((_ROUND.fullmatch(path.name), path) for path in folder.glob("round-*"))
+    return dict(sorted((int(name[1]), path) for name, path in named if name))
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
@@ -66,7 +77,25 @@ def num_rounds(folder: Path, settings: Mapping[str, Any]) -> int | None:
     if rounds is None:
         return None
     configured = len(rounds) if isinstance(rounds, list) else rounds
-    return asked_rounds(folder, configured) + Watch(folder / "watched.json").num_taken()
+    return asked_rounds(folder, configured) + WatchedFiles(folder / "watched.json").num_taken()
+
+
+def reason_stopped(folder: Path, settings: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why no round follows the settled ones, though the config asks for more; None where one does, or none is asked.
+
+    Args:
+        settings: see `run_settings`.
+        reports: of the settled rounds in order, the evaluation before the first round among them.
+    """
+    asked = num_rounds(folder, settings)
+    if asked is None or sum(report["round"] > 0 for report in reports) >= asked:
+        return None
+    stop, gate = settings.get("stop_when") or {}, settings.get("gate")
+    try:
+        known = StopConfig.model_validate(stop), GateConfig.model_validate(gate) if gate is not None else None
+    except ValidationError:  # of a release with other limits
+        return None
+    return reason_to_stop(*known, reports)
 
 
 def prompt_pools(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from pipeline.files import read_json, write_json, write_text
 from pipeline.mirror import place_of
 from pipeline.page.render import page
 from pipeline.page.rows import ROUND_ROOM
+from pipeline.reading import rounds_in
 from stages.errors import StageError
 
 
@@ -54,7 +55,8 @@ def show_page(folder: Path, out: Path | None) -> None:
 
 def round_reports(folder: Path) -> list[dict[str, Any]]:
     """The report of every round that has one, the evaluation before the first round included."""
-    return [read_json(file) for file in sorted(folder.glob("round-[0-9]*/report.json"))]
+    files = (path / "report.json" for path in rounds_in(folder).values())
+    return [read_json(file) for file in files if file.exists()]
 
 
 def result_table(rounds: list[dict[str, Any]]) -> Table:

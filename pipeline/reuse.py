@@ -22,7 +22,7 @@ from pipeline.lineage import Lineage
 from pipeline.reading import round_folders
 from pipeline.sources import Sources
 from pipeline.unlike import changed, claim, differ, differences, unlike
-from pipeline.watch import Watch
+from pipeline.watched_files import WatchedFiles
 from stages.score.config import costs
 
 STAGES: Mapping[str, tuple[str, ...]] = {
@@ -162,7 +162,7 @@ class Comparison:
     def _prompts(self, number: int, folder: Path) -> str:
         if why := self._pool(number):
             return why
-        watched = Watch(self.folder / "watched.json").file_of(number) is not None
+        watched = WatchedFiles(self.folder / "watched.json").file_of(number) is not None
         config = self.new.for_round(number).prompts
         assert config is not None
         wanted = {"shard_size": config.shard_size, "seed": self.new.run.seed}
@@ -279,7 +279,7 @@ class Comparison:
             return "prompts: earlier rounds draw others"
         if why := self._other_evaluation():
             return f"{why}: what is evaluated on is not trained on"
-        if Watch(self.folder / "watched.json").file_of(number) is not None:
+        if WatchedFiles(self.folder / "watched.json").file_of(number) is not None:
             return ""
         pools = [self.folder / "prompts", *sorted(self.folder.glob("prompts-[0-9]*"))]
         claims = [claim(pool) for pool in pools]

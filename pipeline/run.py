@@ -26,7 +26,7 @@ from pipeline.run_folder import write_config
 from pipeline.run_pools import RunPools
 from pipeline.schedule import asked_rounds, reason_to_stop
 from pipeline.versions import keep_versions
-from pipeline.watch import Watch
+from pipeline.watched_files import WatchedFiles
 from pipeline.workshop import Workshop
 from stages.contracts import CANDIDATES, FATES, GROUPS, PAIRS, SCORED
 from stages.errors import ConfigError, InputError
@@ -45,7 +45,7 @@ class Run:
         self.shop, self.config, self.folder = shop, shop.config, shop.folder
         self.lineage = Lineage.read(self.folder / "run.json")
         self.evaluation = Evaluation(shop, self.config.evaluate) if self.config.evaluate is not None else None
-        self._watch = Watch(self.folder / "watched.json", watched)
+        self._watched = WatchedFiles(self.folder / "watched.json", watched)
         self._line = PolicyLine(shop, self.lineage)
         self._pools = RunPools(shop, self.evaluation)
         self._ahead: dict[int, Ahead] = {}
@@ -132,7 +132,7 @@ class Run:
         """The next round's data, to be collected while this round's policy is trained, where it may be so."""
         after = number + 1
         config = self.config.for_round(after)
-        known = after <= self.num_rounds and self._watch.file_of(number) is None
+        known = after <= self.num_rounds and self._watched.file_of(number) is None
         if not self.config.max_staleness or config.pairs is not None or not known:
             return None
         self._pools.prepare(after, self.num_rounds)
@@ -147,20 +147,20 @@ class Run:
         """The numbers of all rounds; how many there are may grow meanwhile, and watched files come after them."""
         number, configured, told = 1, 0, False
         while True:
-            if (file := self._watch.file_of(number)) is not None:
+            if (file := self._watched.file_of(number)) is not None:
                 if not self._read_watched(number, file):
                     continue
             elif configured < self.num_rounds:
                 configured += 1
                 self._pools.prepare(number, self.num_rounds)
             else:
-                if self._watch.folder is not None and not told:
-                    self.shop.console.line("", "watching", f"{self._watch.folder} for files of prompts")
+                if self._watched.folder is not None and not told:
+                    self.shop.console.line("", "watching", f"{self._watched.folder} for files of prompts")
                     told = True
-                file = self._watch.next_file()
+                file = self._watched.next_file()
                 if file is None:
                     return
-                self._watch.take(file, round=number)
+                self._watched.take(file, round=number)
                 continue
             yield number
             number += 1
@@ -168,11 +168,11 @@ class Run:
     def _read_watched(self, number: int, file: Path) -> bool:
         """Read the prompts of the file that a round took; whether they can be used."""
         try:
-            is_same = self._watch.is_as_taken(number)
+            is_same = self._watched.is_as_taken(number)
             if told := self._pools.prepare_whole(number, file, self.num_rounds, is_same=is_same):
                 self.shop.console.line("", "prompts", f"{file}: {told}")
         except (InputError, OSError) as error:
-            self._watch.refuse(file, str(error))
+            self._watched.refuse(file, str(error))
             reason = f"{error.got}; {error.fix}" if isinstance(error, InputError) else str(error)
             self.shop.console.line("", "refused", f"{file}: {reason}")
             return False
@@ -184,7 +184,7 @@ class Run:
 
     def _refuse_fewer_rounds(self) -> None:
         num_settled = len(self.lineage.rounds)
-        num_watched = self._watch.num_taken(among=num_settled)
+        num_watched = self._watched.num_taken(among=num_settled)
         if num_settled - num_watched > self.num_rounds:
             raise ConfigError(
                 "rounds",
@@ -236,14 +236,14 @@ class Run:
 
     def _giving_up(self, number: int) -> Callable[[], None] | None:
         """What gives a watched file's round up, so that the next start goes on with the next file."""
-        file = self._watch.file_of(number)
+        file = self._watched.file_of(number)
         if file is None:
             return None
 
         def give_up() -> None:
             remove(self.folder / f"round-{number:04d}")
             self._pools[number].table.drop()
-            self._watch.refuse(file, "no pair could be made of its prompts")  # last: until then they are its own
+            self._watched.refuse(file, "no pair could be made of its prompts")  # last: until then they are its own
 
         return give_up
 

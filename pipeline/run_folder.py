@@ -6,6 +6,7 @@ A run at an address has a working folder on this node, which follows the address
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,7 @@ def only_run(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / ".lock").open("a")  # not to change its time before it is held
     except OSError as error:
         raise _not_writable(folder, error) from None
     with lock as file:
@@ -86,6 +87,7 @@ def only_run(folder: Path) -> Iterator[None]:
                 got="another prefloop run holds it",
                 fix="wait for it to end, or give this run another name: --set run.name=…",
             ) from None
+        os.utime(file.fileno())  # `pipeline.live` reads there when the run was taken up
         if (found := mirror_of(folder)) is None:
             yield
             return
@@ -102,7 +104,7 @@ def is_held(folder: Path) -> bool:
         return is_leased(found.store)
     if not (folder / ".lock").exists():
         return False
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -40,7 +40,7 @@ class RunSection(Settings):
         True, description="curves of metrics and evaluations for TensorBoard, in the run's folder"
     )
     trackers: tuple[Literal["wandb", "mlflow"], ...] = where(
-        (), description="who else gets these points; each is an extra to install: pip install 'prefloop[wandb]'"
+        (), description="who else gets these points; each is an extra: .venv/bin/pip install -e '.[wandb]'"
     )
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,8 @@ from pipeline.report import result_table, round_reports, where_things_are
 from pipeline.run_folder import following, is_held, next_log_dir, only_run
 from pipeline.schedule import add_rounds, parse_addition
 from pipeline.sources import ALL, Sources, find_sources, imported_from
-from pipeline.trackers import open_trackers
-from pipeline.watch import Watch, refuse_watch
+from pipeline.trackers import Trackers, open_trackers
+from pipeline.watched_files import WatchedFiles, refuse_watched
 from pipeline.worker_log import WorkerLog
 from stages.errors import ConfigError, PrefloopError
 from stages.faults import fault_point
@@ -50,7 +50,7 @@ def run(
     """
     config, console, watch = load_config(config_file, overrides), Console(), Stopwatch()
     if watched is not None:
-        refuse_watch(config, watched)
+        refuse_watched(config, watched)
     with following(config) as folder:
         if more_rounds is not None and _add_rounds(config, parse_addition(more_rounds), console):
             return
@@ -80,7 +80,7 @@ def _add_rounds(config: Config, more: int, console: Console) -> bool:
             fix="--set update.num_train_epochs=2 for more passes",
         )
     num_settled = len(Lineage.read(folder / "run.json").rounds)
-    settled = num_settled - Watch(folder / "watched.json").num_taken(among=num_settled)
+    settled = num_settled - WatchedFiles(folder / "watched.json").num_taken(among=num_settled)
     rounds, added = add_rounds(folder, config.num_rounds, more, settled=settled, going_on=going_on)
     told = f"{more} added: {rounds} in all" if added else f"{rounds} in all; the {more} added before are not done yet"
     by_it = "; the run that is going on does them too (should it just be ending, the same command does)"
@@ -99,7 +99,8 @@ def opened(
         config_file: its file; modules of reward functions are looked for beside it first.
         folder: where results and logs go.
         console: where it is told.
-        needs: which of the config's names are used; see `find_sources`.
+        needs: which of the config's names are used, see `find_sources`; not `ALL` of them for a stage by itself, which
+            the plan says nothing of and trackers get no points of.
     """
     log_dir = next_log_dir(folder)
     _quiet(log_dir)
@@ -118,7 +119,7 @@ def opened(
 
         shipped = shipped_from(beside)
         with (
-            open_trackers(config, folder, console) as trackers,
+            open_trackers(config, folder, console) if needs == ALL else nullcontext(Trackers()) as trackers,
             session(
                 config.cluster,
                 log_dir=log_dir,

@@ -4,42 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.table import Table
-
-from pipeline.artifacts import MANIFEST
 from pipeline.console import Console
-from pipeline.reading import round_folders
+from pipeline.progress import stage_table, stages_of
+from pipeline.reading import num_rounds, reason_stopped, round_folders, run_settings
 from pipeline.report import result_table, round_reports
-
-_STAGES = ("prompts", "candidates", "scored", "pairs", "groups", "reference_logps", "policy", "evaluation/scored")
-
-_MADE = ("pairs", "groups")  # a round makes one of the two
 
 
 def show_status(folder: Path) -> None:
     """Print which stages of which rounds are done, and the rounds' figures.
 
     Raises:
-        InputError: if the folder holds no run.
+        InputError: if the folder holds no run, or a file of it cannot be read.
     """
-    rounds = round_folders(folder)
-    console, table = Console(), Table(box=None, pad_edge=False, padding=(0, 2))
-    table.add_column("")
-    made = {stage for stage in _MADE if any((path / stage).exists() for path in rounds.values())} or {"pairs"}
-    stages = [stage for stage in _STAGES if stage in made or stage not in _MADE]
-    for stage in stages:
-        table.add_column(stage.removesuffix("_logps").removesuffix("/scored"), no_wrap=True)
-    for number, path in rounds.items():
-        states = [_state(path / stage) if number or stage.startswith("evaluation") else "" for stage in stages]
-        table.add_row(f"round {number}" if number else "before", *states)
-    console.table(table)
+    console, rounds = Console(), round_folders(folder)
+    console.table(stage_table({number: stages_of(path, number) for number, path in rounds.items()}))
     if reports := round_reports(folder):
         console.text()
         console.table(result_table(reports))
-
-
-def _state(stage: Path) -> str:
-    if (stage / MANIFEST).exists():
-        return "done"
-    published = len(list((stage / "_shards").glob("part-*.json")))
-    return f"{published} shards" if published else "-"
+    settings = run_settings(folder)
+    if reason := reason_stopped(folder, settings, reports):
+        settled = sum(report["round"] > 0 for report in reports)
+        console.text(f"\nstopped after {settled} of {num_rounds(folder, settings)} rounds: {reason}")

@@ -233,7 +233,7 @@ def _opened(address: str, patience_s: float) -> Any:
             address,
             wanted="the library that speaks to object stores",
             got="it is not installed",
-            fix="pip install 'prefloop[storage]'",
+            fix=".venv/bin/pip install -e '.[storage]' in the checkout",
         ) from None
     if scheme == "file":
         return LocalStore(rest, mkdir=True)

@@ -56,13 +56,17 @@ def evaluation_scalars(figures: Mapping[str, Any]) -> dict[str, float]:
 def step_curves(run_folder: Path, *, round: int) -> StepCurves:
     """The curves of a round's update; the rounds before it have their reports."""
     before = [report for report in round_reports(run_folder) if report["round"] < round]
-    return StepCurves(run_folder, round, sum(report["update"]["num_steps"] for report in before if "update" in report))
+    updates = [found for report in before if (found := report.get("update") or report.get("ended_update"))]
+    return StepCurves(run_folder, round, sum(update["num_steps"] for update in updates))
 
 
 def plot_evaluation(run_folder: Path, *, round: int, figures: Mapping[str, Any]) -> None:
-    """Plot the figures of a round's evaluation."""
+    """Plot the figures of a round's evaluation, and again those of later rounds, which readers forget with it."""
+    later = {found["round"]: found["evaluate"] for found in round_reports(run_folder) if found.get("evaluate")}
     with _event_file(run_folder / "tensorboard" / "evaluation", start=round) as add:
         add(round, evaluation_scalars(figures))
+        for number in sorted(number for number in later if number > round):
+            add(number, evaluation_scalars(later[number]))
 
 
 @contextmanager
@@ -75,21 +79,23 @@ def _event_file(folder: Path, *, start: int) -> Iterator[Callable[[int, Mapping[
     folder.mkdir(parents=True, exist_ok=True)
     # Files are read in the order of their names.
     path = folder / f"events.out.tfevents.{time.time_ns()}"
-    with path.open("wb") as file:
-        records = RecordWriter(file)
+    try:
+        with path.open("wb") as file:
+            records = RecordWriter(file)
 
-        def write(**content: Any) -> None:
-            records.write(Event(wall_time=time.time(), **content).SerializeToString())
-            records.flush()
+            def write(**content: Any) -> None:
+                records.write(Event(wall_time=time.time(), **content).SerializeToString())
+                records.flush()
 
-        def add(step: int, scalars: Mapping[str, float]) -> None:
-            values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-            write(step=step, summary=Summary(value=values))
+            def add(step: int, scalars: Mapping[str, float]) -> None:
+                values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+                write(step=step, summary=Summary(value=values))
 
-        write(file_version="brain.Event:2")
-        write(step=start, session_log=SessionLog(status=SessionLog.START))
-        yield add
-    keep(path)
+            write(file_version="brain.Event:2")
+            write(step=start, session_log=SessionLog(status=SessionLog.START))
+            yield add
+    finally:
+        keep(path)  # of an update that broke off, too
 
 
 def _flat(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

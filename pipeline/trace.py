@@ -16,7 +16,7 @@ from pipeline.console import Console
 from pipeline.find import find_prompt
 from pipeline.lineage import Lineage, RoundRecord
 from pipeline.model_folders import model_manifest
-from pipeline.reading import prompt_pools, published_files, round_folders, rows
+from pipeline.reading import prompt_pools, published_files, round_folders, rounds_in, rows
 from pipeline.texts import cut, visible
 from stages.errors import InputError
 from stages.vocab import FATE_MEANINGS
@@ -67,7 +67,7 @@ class _Teller:
     def prompt(self, named: str) -> Iterator[str]:
         held_out = self._rows(self.folder / "evaluation" / "prompts")
         pools = (row for pool in prompt_pools(self.folder) for row in self._rows(pool))
-        ready = (_as_prompt(row) for path in sorted(self.folder.glob("round-*")) for row in self._rows(path / "pairs"))
+        ready = (_as_prompt(row) for path in rounds_in(self.folder).values() for row in self._rows(path / "pairs"))
         row = next(chain(held_out, pools, ready), None)
         if row is None:
             raise InputError(

@@ -1,12 +1,14 @@
 """Experiment trackers: the points of TensorBoard's curves, sent to Weights & Biases and MLflow as well.
 
 The driver sends them, as the training group reports its steps and as rounds are evaluated. Which run over there belongs
-to the run is kept in ``trackers.json``, so that a continued run goes on in it. A tracker that fails while a run goes on
-is told and left out: no run is lost to it.
+to the run, and which points it has, is kept in ``trackers.json``: a continued run goes on in it, and sends no point a
+second time, also where the step or the evaluation was made again. A tracker that fails while a run goes on is told and
+left out: no run is lost to it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import uuid
@@ -19,6 +21,7 @@ from typing import Any, Protocol
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.files import read_json, write_json
+from pipeline.mirror import keep
 from pipeline.tensorboard import evaluation_scalars, step_scalars
 from stages.errors import ConfigError
 
@@ -32,7 +35,8 @@ class Tracker(Protocol):
     def add(self, kind: str, at: int, scalars: Mapping[str, float]) -> None:
         """Points of `kind`, ``update`` by the step over all rounds or ``evaluation`` by the round."""
 
-    def close(self) -> None: ...
+    def close(self, *, ended_well: bool) -> None:
+        """Send what is left, and say how the run ended."""
 
 
 @dataclass(slots=True)
@@ -50,10 +54,10 @@ class Trackers:
         """The figures of a round's evaluation."""
         self._add("evaluation", round, evaluation_scalars(figures))
 
-    def close(self) -> None:
-        """Send what is left."""
+    def close(self, *, ended_well: bool) -> None:
+        """Send what is left, and say how the run ended."""
         for name in list(self.opened):
-            self._or_leave_out(name, lambda tracker: tracker.close())
+            self._or_leave_out(name, lambda tracker: tracker.close(ended_well=ended_well))
         self.opened.clear()
 
     def _add(self, kind: str, at: int, scalars: Mapping[str, float]) -> None:
@@ -77,24 +81,26 @@ def open_trackers(config: Config, folder: Path, console: Console) -> Iterator[Tr
     Raises:
         ConfigError: if one is not installed, or takes no points from here.
     """
-    found = Trackers(console)
+    found, ended_well = Trackers(console), False
     try:
         for name in config.run.trackers:
             found.opened[name] = _open(name, config, folder)
         yield found
+        ended_well = True
     finally:
-        found.close()
+        found.close(ended_well=ended_well)
 
 
 def _open(name: str, config: Config, folder: Path) -> Tracker:
+    kept = _Kept(folder / _FILE, name)
     try:
-        return WandbRun(config, folder) if name == "wandb" else MlflowRun(config, folder)
+        return _Once(WandbRun(config, folder, kept) if name == "wandb" else MlflowRun(config, folder, kept), kept)
     except ImportError:
         raise ConfigError(
             "run.trackers",
             wanted=f"{name}, installed",
             got="no such package",
-            fix=f"pip install 'prefloop[{name}]', or leave it out",
+            fix=f".venv/bin/pip install -e '.[{name}]' in the checkout, or leave it out",
         ) from None
     except Exception as error:
         raise ConfigError(
@@ -111,6 +117,63 @@ _FIXES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What the run keeps of a tracker's run: what it is called over there, and the last point of each kind it was sent.
+
+    Attributes:
+        file: of all trackers.
+        name: of this one.
+    """
+
+    file: Path
+    name: str
+
+    def id(self, make: Callable[[], str]) -> str:
+        """What the run is called over there, made once."""
+        known = self._read()
+        if self.name not in known:
+            known[self.name] = {"id": make()}
+            write_json(self.file, known)
+        return str(known[self.name]["id"])
+
+    def is_first(self, kind: str, at: int) -> bool:
+        """Whether a point was not sent yet; from now on it counts as sent."""
+        known = self._read()
+        if at <= known[self.name].get(kind, -1):
+            return False
+        known[self.name][kind] = at
+        scratch = self.file.with_name(f".{self.file.name}")
+        scratch.write_text(json.dumps(known), encoding="utf-8")
+        scratch.replace(self.file)  # unsynced, and not on a run's store at once: there may be many steps a second
+        return True
+
+    def keep(self) -> None:
+        """Have it in the run's store too; on another node, what came after the last time is sent again."""
+        keep(self.file)
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        return read_json(self.file) if self.file.exists() else {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Once:
+    """A tracker's run that gets no point twice."""
+
+    tracker: Tracker
+    kept: _Kept
+
+    def add(self, kind: str, at: int, scalars: Mapping[str, float]) -> None:
+        if self.kept.is_first(kind, at):
+            self.tracker.add(kind, at, scalars)
+        if kind == "evaluation":
+            self.kept.keep()
+
+    def close(self, *, ended_well: bool) -> None:
+        self.tracker.close(ended_well=ended_well)
+        self.kept.keep()
+
+
 class WandbRun:
     """A run of Weights & Biases, project ``prefloop``; where and how it sends is wandb's environment's business.
 
@@ -118,14 +181,14 @@ class WandbRun:
     files lie in the run's folder.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, kept: _Kept) -> None:
         import wandb
 
         quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
             name=config.run.name,
-            id=_kept_id(folder, "wandb", lambda: uuid.uuid4().hex[:8]),
+            id=kept.id(lambda: uuid.uuid4().hex[:8]),
             resume="allow",
             dir=str(folder),
             config=config.model_dump(mode="json"),
@@ -138,8 +201,8 @@ class WandbRun:
     def add(self, kind: str, at: int, scalars: Mapping[str, float]) -> None:
         self._run.log({f"{kind}/{name}": value for name, value in scalars.items()} | {f"{kind}/{_AXES[kind]}": at})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, ended_well: bool) -> None:
+        self._run.finish(exit_code=0 if ended_well else 1)
 
 
 _AXES = {"update": "step", "evaluation": "round"}
@@ -152,23 +215,24 @@ class MlflowRun:
     and one under another's name would need that to be a folder.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, kept: _Kept) -> None:
         # MLflow 3 opens a store of plain files only where this says so; a database would want a package more.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow.tracking import MlflowClient
 
         self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlruns").as_uri())
-        self._id = _kept_id(folder, "mlflow", lambda: self._new(config))
+        self._id = kept.id(lambda: self._new(config))
         self._client.update_run(self._id, status="RUNNING")
+        known = self._client.get_run(self._id).data.params
+        for key, value in _leaves(config.model_dump(mode="json")):
+            if key not in known:  # it refuses another value, such as of rounds that were added
+                self._client.log_param(self._id, key, value)
 
     def _new(self, config: Config) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
         found = self._client.get_experiment_by_name(name)
         experiment = found.experiment_id if found is not None else self._client.create_experiment(name)
-        run_id: str = self._client.create_run(experiment, run_name=config.run.name).info.run_id
-        for key, value in _leaves(config.model_dump(mode="json")):
-            self._client.log_param(run_id, key, value)
-        return run_id
+        return str(self._client.create_run(experiment, run_name=config.run.name).info.run_id)
 
     def add(self, kind: str, at: int, scalars: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
@@ -177,8 +241,8 @@ class MlflowRun:
         points = [Metric(f"{kind}/{name.replace('/', '.')}", value, now_ms, at) for name, value in scalars.items()]
         self._client.log_batch(self._id, metrics=points)
 
-    def close(self) -> None:
-        self._client.set_terminated(self._id)
+    def close(self, *, ended_well: bool) -> None:
+        self._client.set_terminated(self._id, status="FINISHED" if ended_well else "FAILED")
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -190,13 +254,3 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(inner, f"{key}.{place}")
     elif value is not None:
         yield key, value
-
-
-def _kept_id(folder: Path, name: str, make: Callable[[], str]) -> str:
-    """What the run is called over there, made once."""
-    file = folder / _FILE
-    known = read_json(file) if file.exists() else {}
-    if name not in known:
-        known[name] = make()
-        write_json(file, known)
-    return str(known[name])

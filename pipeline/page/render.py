@@ -23,7 +23,7 @@ from pipeline.page.rates import rate_curves
 from pipeline.page.rows import PAGE_ROOM, Room, browser_rows
 from pipeline.page.templating import filled
 from pipeline.page.timelines import LABEL, LANE, WIDTH, timelines
-from pipeline.reading import num_rounds, round_folders, run_settings
+from pipeline.reading import num_rounds, reason_stopped, round_folders, run_settings
 
 
 def page(folder: Path, reports: Sequence[Mapping[str, Any]], *, room: Room = PAGE_ROOM) -> str:
@@ -38,7 +38,7 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]], *, room: Room = PAG
     """
     folders, settings = round_folders(folder), run_settings(folder)
     settled = [report["round"] for report in reports if report["round"]]
-    asked = num_rounds(folder, settings)
+    asked, stopped = num_rounds(folder, settings), reason_stopped(folder, settings, reports)
     final = folder / "final.json"
     result = read_json(final) if final.exists() else None
     steps = {round: read_steps(folders[round] / "metrics.jsonl") for round in settled}
@@ -51,7 +51,8 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]], *, room: Room = PAG
         facts=summary.facts(settings, len(settled), asked),
         headline=summary.headline(reports, result["round"] if result else None),
         warnings=summary.warnings(reports),
-        unfinished=_unfinished(asked, len(settled)),
+        stopped=stopped,
+        unfinished=_unfinished(asked, len(settled)) if stopped is None else "",
         rounds=summary.round_table(reports),
         round_charts=round_curves(reports, folders),
         step_charts=step_curves(steps, settings),

@@ -21,6 +21,7 @@ from pipeline.files import read_json, write_json
 from pipeline.plan.hardware import Hardware, gpu_name
 from pipeline.plan.model_facts import ModelFacts
 from pipeline.reading import run_settings
+from pipeline.report import round_reports
 from pipeline.versions import installed_versions, kept_versions
 from stages.errors import PrefloopError
 
@@ -121,8 +122,8 @@ def _of_earlier_run(config: Config) -> Rates | None:
             policy = (settings["policy"]["path"], settings["policy"]["dtype"])
             if policy != (config.policy.path, config.policy.dtype) or kept_versions(run) != installed_versions():
                 continue
-            reports = [read_json(file) for file in sorted(run.glob("round-0*/report.json"))]
-            if of := _rates_of(reports[-1], settings):
+            reports = round_reports(run)
+            if reports and (of := _rates_of(reports[-1], settings)):
                 return Rates(f"the last round of {run}, if it ran on these devices", of)
     return None
 

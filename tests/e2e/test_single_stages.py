@@ -55,7 +55,9 @@ def chain(prefloop, few):
     out = prefloop.runs / "chain"
 
     def stage(name, *options):
-        done = prefloop.command(name, "configs/quickstart.yaml", *options, f"--out={out}", sets=SETS)
+        done = prefloop.command(
+            name, "configs/quickstart.yaml", *options, f"--out={out}", sets=(*SETS, "run.trackers=[mlflow]")
+        )
         assert done.code == 0, done.err
 
     prompts, candidates = f"--prompts={out / 'prompts'}", f"--candidates={out / 'candidates'}"
@@ -81,6 +83,10 @@ def test_stages_by_themselves_make_the_rows_that_they_make_in_a_run(whole, chain
 
 def test_they_end_at_the_policy_that_a_run_ends_at(whole, chain):
     assert weights_sha256(chain / "policy") == weights_sha256(whole / "final")
+
+
+def test_they_open_no_run_of_a_tracker(chain):
+    assert not list(chain.glob("mlruns")) and not list(chain.glob("trackers.json"))
 
 
 def test_loose_tables_are_taken_and_cut_by_prompt(prefloop, whole, tmp_path):

@@ -9,7 +9,7 @@ from refusals import refused
 from pipeline.config import MAX_ROUNDS, Config
 from pipeline.config_file import load_config
 from pipeline.schedule import parse_addition
-from pipeline.watch import refuse_watch
+from pipeline.watched_files import refuse_watched
 from stages.errors import ConfigError, InputError
 
 TEXT = QUICKSTART.read_text()
@@ -132,7 +132,7 @@ def test_rounds_to_add_that_are_no_number(text):
 def test_a_folder_to_watch_that_is_none(tmp_path):
     (tmp_path / "a.jsonl").touch()
     config = load_config(QUICKSTART)
-    refused(lambda: refuse_watch(config, tmp_path / "inbox"), f"mkdir {tmp_path / 'inbox'}", kind=InputError)
-    refused(lambda: refuse_watch(config, tmp_path / "a.jsonl"), "a file", kind=InputError)
-    refused(lambda: refuse_watch(load_config(QUICKSTART, OFFLINE), tmp_path), "pairs", kind=ConfigError)
-    refuse_watch(config, tmp_path)
+    refused(lambda: refuse_watched(config, tmp_path / "inbox"), f"mkdir {tmp_path / 'inbox'}", kind=InputError)
+    refused(lambda: refuse_watched(config, tmp_path / "a.jsonl"), "a file", kind=InputError)
+    refused(lambda: refuse_watched(load_config(QUICKSTART, OFFLINE), tmp_path), "pairs", kind=ConfigError)
+    refuse_watched(config, tmp_path)

@@ -25,6 +25,12 @@ def exported(run, *rounds):
 # ---- which rounds ---------------------------------------------------------------------------------------------------
 
 
+def test_a_copy_of_a_round_beside_it_is_not_exported(run):
+    rows = exported(run)
+    shutil.copytree(run / "round-0002", run / "round-0002.bak")
+    assert exported(run) == rows
+
+
 @pytest.mark.parametrize(
     "lost",
     [

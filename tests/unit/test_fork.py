@@ -13,7 +13,7 @@ from pipeline.files import write_vouched
 from pipeline.fork import fork, show, take_over
 from pipeline.lineage import Lineage
 from pipeline.reuse import STAGES, Reuse, Reused
-from pipeline.watch import Watch
+from pipeline.watched_files import WatchedFiles
 from stages.errors import ContractError, InputError, StageError
 
 QUICKSTART = Path("configs/quickstart.yaml")
@@ -104,6 +104,6 @@ def test_watched_files_of_settled_rounds_go_along(run):
         shutil.copytree(run / "prompts", run / f"prompts-{number}")
     config = other(run)
     take_over(run, config, reuse(*LATER))
-    there = Watch(config.folder() / "watched.json")
+    there = WatchedFiles(config.folder() / "watched.json")
     assert (there.num_taken(), there.file_of(1)) == (1, Path("/in/1.jsonl"))
     assert {path.name for path in config.folder().glob("prompts-*")} == {"prompts-1"}

@@ -25,7 +25,7 @@ from pipeline.page.templating import page_script, script_hash
 from pipeline.reading import published_files, round_folders, round_settings, rows, run_settings
 from pipeline.report import round_reports, show_page
 from pipeline.texts import cut, visible
-from pipeline.watch import Watch
+from pipeline.watched_files import WatchedFiles
 from stages.errors import InputError, StageError
 from stages.vocab import FATE_MEANINGS, Fate
 
@@ -323,8 +323,8 @@ def test_added_and_watched_rounds_count_and_go_on_with_the_last_entry(tmp_path):
     assert "are settled" not in parsed(run).text and "only round 2" in parsed(run).text
     write_json(run / "rounds.json", {"rounds": 3, "added": 1})
     assert "2 of 3 rounds are settled" in parsed(run).text and "rounds 2 to 3" in parsed(run).text
-    Watch(run / "watched.json").take(tmp_path / "more.jsonl", round=4)
-    Watch(run / "watched.json").refuse(tmp_path / "broken.jsonl", "no JSON")
+    WatchedFiles(run / "watched.json").take(tmp_path / "more.jsonl", round=4)
+    WatchedFiles(run / "watched.json").refuse(tmp_path / "broken.jsonl", "no JSON")
     assert "2 of 4 rounds are settled" in parsed(run).text
     settings = run_settings(run)
     assert [round_settings(settings, n)["update"]["beta"] for n in (1, 2, 3, 9)] == [0.1, 0.5, 0.5, 0.5]

@@ -14,8 +14,8 @@ from refusals import refused
 from pipeline.run import Run
 from pipeline.schedule import add_rounds, asked_rounds, parse_addition, reason_to_stop
 from pipeline.sections import StopConfig
-from pipeline.watch import Watch
-from stages.errors import ConfigError, ContractError, FingerprintError
+from pipeline.watched_files import WatchedFiles
+from stages.errors import ConfigError, ContractError, FingerprintError, InputError
 
 
 def test_rounds_are_added_to_a_finished_run(tmp_path):
@@ -88,71 +88,87 @@ def test_files_are_taken_once_in_the_order_of_their_times_until_the_stop_file(tm
     for name, age in (("b.jsonl", 30.0), ("a.jsonl", 20.0), (".hidden.jsonl", 40.0), ("notes.txt", 50.0)):
         put(folder, name, age)
     taken = []
-    watch = Watch(ledger, folder)
+    watched = WatchedFiles(ledger, folder)
     (folder / "STOP").touch()
-    while (file := watch.next_file()) is not None:
+    while (file := watched.next_file()) is not None:
         taken.append(file.name)
-        watch.take(file, round=len(taken))
+        watched.take(file, round=len(taken))
     assert taken == ["b.jsonl", "a.jsonl"]
-    assert Watch(ledger).file_of(2) == folder / "a.jsonl"
-    assert Watch(ledger).next_file() is None
+    assert WatchedFiles(ledger).file_of(2) == folder / "a.jsonl"
+    assert WatchedFiles(ledger).next_file() is None
 
 
 def test_a_refused_file_gives_its_round_to_the_next_one(tmp_path):
-    watch = Watch(tmp_path / "watched.json", tmp_path)
+    watched = WatchedFiles(tmp_path / "run" / "watched.json", tmp_path)
     put(tmp_path, "bad.jsonl")
-    file = watch.next_file()
-    watch.take(file, round=1)
-    watch.refuse(file, "broken")
-    assert watch.file_of(1) is None
+    file = watched.next_file()
+    watched.take(file, round=1)
+    watched.refuse(file, "broken")
+    assert watched.file_of(1) is None
     (tmp_path / "STOP").touch()
-    assert watch.next_file() is None
+    assert watched.next_file() is None
 
 
 def test_a_file_that_was_mended_under_its_name_counts_as_another(tmp_path):
-    watch = Watch(tmp_path / "watched.json", tmp_path)
+    watched = WatchedFiles(tmp_path / "run" / "watched.json", tmp_path)
     put(tmp_path, "today.jsonl", age=30.0)
-    file = watch.next_file()
-    watch.take(file, round=1)
-    watch.refuse(file, "broken")
+    file = watched.next_file()
+    watched.take(file, round=1)
+    watched.refuse(file, "broken")
     put(tmp_path, "today.jsonl", age=20.0)
-    assert watch.next_file() == file
-    watch.take(file, round=1)
-    assert (watch.file_of(1), watch.num_taken(among=3)) == (file, 1)
+    assert watched.next_file() == file
+    watched.take(file, round=1)
+    assert (watched.file_of(1), watched.num_taken(among=3)) == (file, 1)
 
 
 def test_a_changed_file_that_is_refused_stays_with_the_round_that_had_it_before(tmp_path):
-    watch = Watch(tmp_path / "watched.json", tmp_path)
+    watched = WatchedFiles(tmp_path / "run" / "watched.json", tmp_path)
     for number, age in ((1, 30.0), (2, 20.0)):
         put(tmp_path, "today.jsonl", age=age)
-        watch.take(tmp_path / "today.jsonl", round=number)
-    watch.refuse(tmp_path / "today.jsonl", "broken")
-    assert (watch.file_of(1), watch.file_of(2)) == (tmp_path / "today.jsonl", None)
+        watched.take(tmp_path / "today.jsonl", round=number)
+    watched.refuse(tmp_path / "today.jsonl", "broken")
+    assert (watched.file_of(1), watched.file_of(2)) == (tmp_path / "today.jsonl", None)
 
 
 def test_a_ledger_that_was_changed_is_refused_by_its_name(tmp_path):
     """Else a round would draw from another file than the one it took."""
     for name in ("a.jsonl", "b.jsonl"):
         put(tmp_path, name, age=20.0)
-    watch = Watch(tmp_path / "watched.json")
-    watch.take(tmp_path / "a.jsonl", round=1)
-    watch.ledger.write_text(watch.ledger.read_text().replace("a.jsonl", "b.jsonl"))
-    refused(lambda: watch.file_of(1), "watched.json", "as published", kind=ContractError)
+    watched = WatchedFiles(tmp_path / "watched.json")
+    watched.take(tmp_path / "a.jsonl", round=1)
+    watched.ledger.write_text(watched.ledger.read_text().replace("a.jsonl", "b.jsonl"))
+    refused(lambda: watched.file_of(1), "watched.json", "as published", kind=ContractError)
 
 
 def test_a_file_that_goes_away_is_passed_over(tmp_path):
     (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere")
     (tmp_path / "STOP").touch()
-    assert Watch(tmp_path / "watched.json", tmp_path).next_file() is None
+    assert WatchedFiles(tmp_path / "run" / "watched.json", tmp_path).next_file() is None
 
 
 def test_a_file_that_is_still_written_is_waited_for(tmp_path):
-    watch = Watch(tmp_path / "watched.json", tmp_path)
+    watched = WatchedFiles(tmp_path / "run" / "watched.json", tmp_path)
     put(tmp_path, "growing.jsonl", age=-2.0)
     threading.Timer(0.6, lambda: put(tmp_path, "growing.jsonl", age=5.0)).start()
     started = time.monotonic()
-    assert watch.next_file() == tmp_path / "growing.jsonl"
+    assert watched.next_file() == tmp_path / "growing.jsonl"
     assert time.monotonic() - started > 0.4
+
+
+def test_a_file_from_just_before_the_stop_file_is_taken_and_a_later_one_is_not(tmp_path):
+    watched = WatchedFiles(tmp_path / "run" / "watched.json", tmp_path)
+    put(tmp_path, "last.jsonl", age=0.7)
+    put(tmp_path, "STOP", age=0.6)
+    put(tmp_path, "later.jsonl", age=-60.0)
+    file = watched.next_file()
+    watched.take(file, round=1)
+    assert file == tmp_path / "last.jsonl"
+    assert watched.next_file() is None
+
+
+def test_a_watched_folder_that_is_removed_is_named(tmp_path):
+    watched = WatchedFiles(tmp_path / "watched.json", tmp_path / "in")
+    refused(watched.next_file, f"mkdir {tmp_path / 'in'}", "any more", kind=InputError)
 
 
 def given_up(models, tmp_path):
@@ -163,7 +179,7 @@ def given_up(models, tmp_path):
         (drop / f"{name}.jsonl").write_text(f'{{"prompt": "of {name}"}}\n{{"prompt": "more of {name}"}}\n')
         os.utime(drop / f"{name}.jsonl", (at, at))
     run = watching(models, tmp_path)
-    run._watch.take(drop / "a.jsonl", round=1)
+    run._watched.take(drop / "a.jsonl", round=1)
     assert run._read_watched(1, drop / "a.jsonl")
     (run.folder / "round-0001" / "candidates").mkdir(parents=True)
     (run.folder / "round-0001" / "candidates" / "part-00000.parquet").touch()
@@ -184,13 +200,13 @@ def test_however_a_file_is_given_up_the_next_one_asks_its_own_prompts(models, tm
     with killed_after(removals, monkeypatch):
         run._giving_up(1)()
     again = watching(models, tmp_path)
-    if again._watch.file_of(1) is not None:
-        assert again._read_watched(1, again._watch.file_of(1))
+    if again._watched.file_of(1) is not None:
+        assert again._read_watched(1, again._watched.file_of(1))
         assert asked_in(again, 1) == ["more of a", "of a"]
         (again.folder / "round-0001").mkdir(exist_ok=True)  # by its stages, done again
         again._giving_up(1)()
-    file = again._watch.next_file()
-    again._watch.take(file, round=1)
+    file = again._watched.next_file()
+    again._watched.take(file, round=1)
     assert again._read_watched(1, file)
     assert asked_in(again, 1) == ["more of b", "of b"]
 
@@ -205,7 +221,7 @@ def test_what_was_read_of_another_file_is_refused_and_of_one_that_changed_since_
     assert again._read_watched(1, a) and asked_in(again, 1) == ["more of a", "of a"]
     a.unlink()
     assert again._read_watched(1, a) and not capsys.readouterr().out, "it is told once"
-    run._watch.refuse(a, "given up, but its prompts were left")
-    run._watch.take(b, round=1)
+    run._watched.refuse(a, "given up, but its prompts were left")
+    run._watched.take(b, round=1)
     with pytest.raises(FingerprintError, match="prompts-1"):
         watching(models, tmp_path)._read_watched(1, b)

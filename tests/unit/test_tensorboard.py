@@ -7,11 +7,17 @@ import json
 import pytest
 from curves import read_curves
 
+from pipeline.mirror import mirrored
 from pipeline.tensorboard import StepCurves, plot_evaluation, step_curves
 
 
 def metrics(step: int, loss: float) -> dict[str, float]:
     return {"step": step, "steps": 3, "loss": loss, "rewards/margins": 2 * loss, "step_s": 0.1}
+
+
+def report(run, number, **found):
+    (run / f"round-{number:04d}").mkdir()
+    (run / f"round-{number:04d}" / "report.json").write_text(json.dumps({"round": number} | found))
 
 
 def plot(curves: StepCurves, steps: list[dict[str, float]]) -> None:
@@ -21,10 +27,9 @@ def plot(curves: StepCurves, steps: list[dict[str, float]]) -> None:
 
 
 def test_steps_count_on_over_the_rounds(tmp_path):
-    for number, num_steps in ((0, None), (1, 3), (2, 2)):
-        report = {"round": number} | ({"update": {"num_steps": num_steps}} if num_steps else {})
-        (tmp_path / f"round-{number:04d}").mkdir()
-        (tmp_path / f"round-{number:04d}" / "report.json").write_text(json.dumps(report))
+    report(tmp_path, 0)
+    report(tmp_path, 1, update={"num_steps": 3})
+    report(tmp_path, 2, ended_update={"num_steps": 2, "ended": "the guard says so"})
     assert [step_curves(tmp_path, round=number).steps_before for number in (1, 2, 3)] == [0, 3, 5]
 
 
@@ -66,3 +71,21 @@ def test_evaluations_stand_by_round_and_a_repeated_one_once(tmp_path):
     found = read_curves(tmp_path / "tensorboard" / "evaluation")
     assert found.keys() == {"num_prompts", "reward", "holdout/exact_match"}
     assert found["reward"] == [(0, -1.0), (1, 1.0), (2, 2.0)]
+
+
+def test_an_evaluation_that_is_plotted_anew_leaves_the_later_rounds_on_the_curve(tmp_path):
+    """As a fork does with the evaluation before the first round, and the curves of the rounds it took over."""
+    for number in range(3):
+        plot_evaluation(tmp_path, round=number, figures={"reward": float(number)})
+        if number:
+            report(tmp_path, number, evaluate={"reward": float(number)})
+    plot_evaluation(tmp_path, round=0, figures={"reward": 0.0})
+    assert read_curves(tmp_path / "tensorboard" / "evaluation")["reward"] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+def test_the_curves_of_an_update_that_broke_off_are_on_the_store(tmp_path):
+    run, store = tmp_path / "run", tmp_path / "store"
+    broken_off = [metrics(1, 0.5), {}]  # metrics without a step are refused
+    with mirrored(run, store.as_uri()), pytest.raises(KeyError):
+        plot(StepCurves(run, 1, steps_before=0), broken_off)
+    assert read_curves(store / "tensorboard" / "update")["loss"] == [(1, 0.5)]

@@ -1,9 +1,9 @@
 """A folder that gives a run one round for each file of prompts that appears in it.
 
 Files are taken in the order of their times, each once; one that has changed since counts as another. Which round took
-which file is kept in ``watched.json`` in the run's folder. A file called ``STOP`` ends the run. Write a file elsewhere
-and rename it into the folder, or give it another name until it is whole: names that begin with a dot, and endings that
-no reader knows, are left alone.
+which file is kept in ``watched.json`` in the run's folder. A file called ``STOP`` ends the run, once the files that are
+there by then are taken. Write a file elsewhere and rename it into the folder, or give it another name until it is
+whole: names that begin with a dot, and endings that no reader knows, are left alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SETTLED_S = 1.0  # a file that did not change for this long is whole
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class WatchedFiles:
     """The run's file that says what became of each file, and the folder to look for more, if any."""
 
     ledger: Path
@@ -58,27 +58,35 @@ class Watch:
         self._note({"file": str(file), "round": None, "changed_ns": changed_ns, "reason": reason})
 
     def next_file(self) -> Path | None:
-        """The next new file, waited for; None at ``STOP``, or where no folder is watched."""
+        """The next new file, waited for; None at ``STOP``, or where no folder is watched.
+
+        Raises:
+            InputError: if the folder is gone.
+        """
         while self.folder is not None:
-            if (found := self._oldest_new(self.folder)) is not None:
-                return found
-            if (self.folder / STOP).exists():
+            stopped_ns, found = _changed_ns(self.folder / STOP), self._new(self.folder)
+            whole_ns = time.time_ns() - int(_SETTLED_S * 1e9)
+            if found and found[0][0] <= whole_ns:
+                return found[0][1]
+            if stopped_ns is not None and not (found and found[0][0] <= stopped_ns):
                 return None
             time.sleep(_POLL_S)
         return None
 
-    def _oldest_new(self, folder: Path) -> Path | None:
+    def _new(self, folder: Path) -> list[tuple[int, Path]]:
+        """The files that no round has, each after the time of its last change, oldest first."""
         taken = {(entry["file"], entry["changed_ns"]) for entry in self._entries()}
-        found = []
-        for file in folder.iterdir():
-            if file.suffix not in SUFFIXES or file.name.startswith("."):
-                continue
-            changed_ns = _changed_ns(file)
-            if changed_ns is None or (str(file), changed_ns) in taken:
-                continue
-            if time.time_ns() - changed_ns >= _SETTLED_S * 1e9:
-                found.append((changed_ns, file))
-        return min(found)[1] if found else None
+        try:
+            files = [file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith(".")]
+        except FileNotFoundError:
+            raise InputError(
+                f"--watch {folder}",
+                wanted="a folder",
+                got="none of this name any more",
+                fix=f"mkdir {folder}, and the same command carries on",
+            ) from None
+        found = [(changed_ns, file) for file in files if (changed_ns := _changed_ns(file)) is not None]
+        return sorted((changed_ns, file) for changed_ns, file in found if (str(file), changed_ns) not in taken)
 
     def keep_until(self, round: int, ledger: Path) -> None:
         """Write what the rounds up to one took to another file."""
@@ -104,7 +112,7 @@ def _changed_ns(file: Path) -> int | None:
         return None
 
 
-def refuse_watch(config: Config, folder: Path) -> None:
+def refuse_watched(config: Config, folder: Path) -> None:
     """Check that there is a folder, and a config that can use what appears in it.
 
     Raises:
