@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.console import duration, share
 from pipeline.entries import Entry
+from pipeline.numbers import percent, three_decimals, with_error
 
 Figures = dict[str, Any]
 
@@ -67,7 +68,8 @@ def scored(entries: Sequence[Entry]) -> Figures:
 
 
 def scored_line(figures: Figures, seconds: float) -> str:
-    spread = f"reward {figures['mean']:.2f}   from {figures['min']:.2f} to {figures['max']:.2f}"
+    low, mean, high = (figures[name] for name in ("min", "mean", "max"))
+    spread = f"reward {mean:.2f}   from {low:.2f} to {high:.2f}" if figures["num_scored"] else "none has a reward"
     return f"{figures['num_scored']:,} candidates   {duration(seconds)}   {spread}"
 
 
@@ -157,11 +159,11 @@ def updated_line(summary: Mapping[str, Any], seconds: float, *, rows: str) -> st
 
 
 def evaluated_line(figures: Figures, seconds: float) -> str:
-    more = "".join(f"   {name} {value:.3f}" for name, value in others(figures).items())
-    return (
-        f"{figures['num_prompts']:,} held-out prompts   {duration(seconds)}   "
-        f"reward {figures['reward']:.2f}   win rate {share(figures['win_rate'], 1)}{more}"
-    )
+    """The figures that there are: an answer may have no reward, or none in common with the first policy's."""
+    named = {"reward": with_error(figures["reward"]), "win rate": percent(figures["win_rate"])}
+    named |= {name: three_decimals(value) for name, value in others(figures).items()}
+    told = "".join(f"   {name} {value}" for name, value in named.items() if value)
+    return f"{figures['num_prompts']:,} held-out prompts   {duration(seconds)}{told}"
 
 
 def others(evaluation: Figures) -> dict[str, float]:

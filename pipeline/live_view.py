@@ -36,7 +36,7 @@ def watch(folder: Path) -> None:
     Raises:
         InputError: if the folder holds no run.
     """
-    console = RichConsole(highlight=False)
+    console = RichConsole(highlight=False, markup=False)
     found = snapshot(folder)
     if not console.is_terminal:
         console.width = 120

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipeline.numbers import number
+
 WIDTH, HEIGHT = 440, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 426, 18, 190
 _MAX_VALUE_LABELS = 8
@@ -148,13 +150,6 @@ def table(chart: Chart) -> tuple[list[str], list[list[str]]]:
         told = ["" if value is None else _with_error(value, error, chart.percent) for value, error in cells]
         rows.append([f"{at:,.0f}", *told])
     return [chart.x_label.partition(" (")[0], *[series.name for series in chart.series]], rows
-
-
-def number(value: float) -> str:
-    """A figure with as many digits as a reader wants: ``3.84``, ``0.0123``, ``12,300``."""
-    if value == 0 or 0.1 <= abs(value) < 1000:
-        return f"{value:.2f}"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
 def _marks(places: Sequence[tuple[float, str]]) -> list[Tick]:

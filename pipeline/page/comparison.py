@@ -12,12 +12,13 @@ from typing import Any
 
 import yaml
 
-from pipeline.console import duration, share
+from pipeline.console import duration
 from pipeline.evaluate import mean_with_error
 from pipeline.files import read_json
 from pipeline.gate import is_promoted
-from pipeline.page.charts import Chart, Series, number
-from pipeline.page.curves import Step, finite, read_steps
+from pipeline.numbers import percent, three_decimals, with_error
+from pipeline.page.charts import Chart, Series
+from pipeline.page.curves import Step, read_steps
 from pipeline.page.evaluated import round_curves
 from pipeline.page.rows import HELD_OUT, Column, Prompt, Room, browser_rows
 from pipeline.reading import round_folders, run_settings
@@ -111,23 +112,18 @@ def _figures(run: Run) -> dict[str, str]:
     return {
         "stands behind": f"round {run.result}" if run.result else "the first policy",
         "rounds": f"{len(run.settled)}, {sum(map(is_promoted, run.settled))} promoted",
-        "reward before": _told(before.get("reward"), before.get("reward_se")),
-        "reward": _told(after.get("reward"), after.get("reward_se")),
-        "win rate against its first policy": share(after["win_rate"], 1) if finite(after.get("win_rate")) else "",
-        **{name: _told(value) for name, value in (after.get("holdout") or {}).items()},
-        "KL, nats": _told(after.get("kl")),
-        "tokens an answer": _told(after.get("length")),
-        "given texts, nats a token": _told(after.get("texts_nll")),
+        "reward before": with_error(before.get("reward"), before.get("reward_se")),
+        "reward": with_error(after.get("reward"), after.get("reward_se")),
+        "win rate against its first policy": percent(after.get("win_rate")),
+        **{name: three_decimals(value) for name, value in (after.get("holdout") or {}).items()},
+        "KL, nats": three_decimals(after.get("kl")),
+        "tokens an answer": three_decimals(after.get("length")),
+        "given texts, nats a token": three_decimals(after.get("texts_nll")),
         "pairs or groups": f"{made:,}" if made else "",
         "steps": f"{sum(update.get('num_steps', 0) for update in updates):,}",
         "time in rounds": duration(seconds) if seconds else "",
         "sampled tokens a second of it": f"{tokens / seconds:,.0f}" if seconds and tokens else "",
     }
-
-
-def _told(value: Any, error: Any = None) -> str:
-    found, se = finite(value), finite(error)
-    return "" if found is None else number(found) + (f" ± {number(se)}" if se is not None else "")
 
 
 # ---- curves ---------------------------------------------------------------------------------------------------------

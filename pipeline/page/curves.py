@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console import share
+from pipeline.numbers import finite
 from pipeline.page.charts import Chart, Series
 from pipeline.reading import round_settings
 from stages.errors import InputError
@@ -38,11 +39,6 @@ def read_steps(file: Path) -> list[Step]:
                 f"{file} line {place}", wanted="a step's metrics as JSON", got=line[:80], fix="restore the file"
             ) from None
     return steps
-
-
-def finite(value: Any) -> float | None:
-    """A number, or None for anything that cannot be drawn."""
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def step_curves(steps: Mapping[int, Sequence[Step]], settings: Mapping[str, Any]) -> list[Chart]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.page.curves import finite
+from pipeline.numbers import finite
 from pipeline.reading import published_files, rows
 from pipeline.texts import cut
 

@@ -12,8 +12,7 @@ import yaml
 from pipeline.config import entry_of
 from pipeline.console import share
 from pipeline.gate import is_promoted
-from pipeline.page.charts import number
-from pipeline.page.curves import finite
+from pipeline.numbers import count, finite, number, percent, three_decimals, with_error
 from stages.vocab import FATE_MEANINGS, Fate
 
 Report = Mapping[str, Any]
@@ -134,7 +133,7 @@ def headline(reports: Sequence[Report], result_round: int | None) -> str:
         if not trained:
             return "No round is settled yet."
         rounds = "One round" if trained == 1 else f"{trained} rounds"
-        rows = " and ".join(f"{count:,} {name}" for name, count in made.items() if count) or "0 pairs"
+        rows = " and ".join(f"{num:,} {name}" for name, num in made.items() if num) or "0 pairs"
         return f"{rounds} on {rows}; nothing was evaluated, so whether the policy got better is not known."
     before, after = evaluated[0], evaluated[last]
     if not last:
@@ -206,23 +205,25 @@ def round_table(reports: Sequence[Report]) -> RoundTable:
     holdout = sorted({name for report in reports for name in report.get("evaluate", {}).get("holdout", {})})
     columns = {
         "": [_round_name(report["round"]) for report in reports],
-        "reward": [_with_error(report.get("evaluate", {})) for report in reports],
-        "win rate": [_percent(report.get("evaluate", {}).get("win_rate")) for report in reports],
+        "reward": [_reward_of(report.get("evaluate", {})) for report in reports],
+        "win rate": [percent(report.get("evaluate", {}).get("win_rate")) for report in reports],
         **{
-            name: [_figure(report.get("evaluate", {}).get("holdout", {}).get(name)) for report in reports]
+            name: [three_decimals(report.get("evaluate", {}).get("holdout", {}).get(name)) for report in reports]
             for name in holdout
         },
-        "KL, nats": [_figure(report.get("evaluate", {}).get("kl")) for report in reports],
-        "given texts, nats a token": [_figure(report.get("evaluate", {}).get("texts_nll")) for report in reports],
-        "tokens an answer": [_figure(report.get("evaluate", {}).get("length")) for report in reports],
-        "4-grams said before": [_percent(report.get("evaluate", {}).get("repetition")) for report in reports],
-        "pairs": [_count(report.get("pairs", {}).get("num_pairs")) for report in reports],
-        "groups": [_count(report.get("groups", {}).get("num_groups")) for report in reports],
-        "mean margin": [_figure(report.get("pairs", {}).get("margin_mean")) for report in reports],
-        "steps": [_count(report.get("update", {}).get("num_steps")) for report in reports],
-        "last loss": [_figure(report.get("update", {}).get("last", {}).get("loss")) for report in reports],
+        "KL, nats": [three_decimals(report.get("evaluate", {}).get("kl")) for report in reports],
+        "given texts, nats a token": [
+            three_decimals(report.get("evaluate", {}).get("texts_nll")) for report in reports
+        ],
+        "tokens an answer": [three_decimals(report.get("evaluate", {}).get("length")) for report in reports],
+        "4-grams said before": [percent(report.get("evaluate", {}).get("repetition")) for report in reports],
+        "pairs": [count(report.get("pairs", {}).get("num_pairs")) for report in reports],
+        "groups": [count(report.get("groups", {}).get("num_groups")) for report in reports],
+        "mean margin": [three_decimals(report.get("pairs", {}).get("margin_mean")) for report in reports],
+        "steps": [count(report.get("update", {}).get("num_steps")) for report in reports],
+        "last loss": [three_decimals(report.get("update", {}).get("last", {}).get("loss")) for report in reports],
         "rejected above reference, last step": [
-            _percent(report.get("update", {}).get("last", {}).get("rejected_active")) for report in reports
+            percent(report.get("update", {}).get("last", {}).get("rejected_active")) for report in reports
         ],
         "decision": [str(report.get("decision", "")) for report in reports],
     }
@@ -234,21 +235,8 @@ def _round_name(round: int) -> str:
     return f"after round {round}" if round else "before"
 
 
-def _with_error(evaluate: Mapping[str, Any]) -> str:
-    reward, error = finite(evaluate.get("reward")), finite(evaluate.get("reward_se"))
-    return "" if reward is None else number(reward) + (f" ± {number(error)}" if error is not None else "")
-
-
-def _figure(value: Any) -> str:
-    return "" if finite(value) is None else f"{value:.3f}"
-
-
-def _percent(value: Any) -> str:
-    return "" if finite(value) is None else share(value, 1)
-
-
-def _count(value: Any) -> str:
-    return "" if value is None else f"{value:,}"
+def _reward_of(evaluate: Mapping[str, Any]) -> str:
+    return with_error(evaluate.get("reward"), evaluate.get("reward_se"))
 
 
 # ---- fates ----------------------------------------------------------------------------------------------------------
