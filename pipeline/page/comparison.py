@@ -16,6 +16,7 @@ from pipeline.console import duration
 from pipeline.evaluate import mean_with_error
 from pipeline.files import read_json
 from pipeline.gate import is_promoted
+from pipeline.lineage import read_records, standing_round
 from pipeline.numbers import percent, three_decimals, with_error
 from pipeline.page.charts import Chart, Series
 from pipeline.page.curves import Step, read_steps
@@ -58,14 +59,13 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
     Raises:
         InputError: if one holds no run, or a file of it cannot be read.
+        ContractError: if a lineage was changed.
     """
     found = []
     for folder in folders:
         rounds, settings = round_folders(folder), run_settings(folder)
         reports = [read_json(path / "report.json") for path in rounds.values() if (path / "report.json").exists()]
-        final = folder / "final.json"
-        promoted = max((report["round"] for report in reports if is_promoted(report)), default=0)
-        result = read_json(final)["round"] if final.exists() else promoted
+        result = standing_round(read_records(folder / "run.json")) or 0
         found.append(Run(folder.resolve().name, folder, settings, reports, rounds, result))
     names = [run.name for run in found]
     told = [run.name if names.count(run.name) == 1 else str(run.folder) for run in found]

@@ -70,7 +70,7 @@ def test_a_reward_without_a_value_is_left_out_of_the_line_and_warns_of_nothing()
     line = figures.evaluated_line(gone, 1.0)
     assert "exact" not in line and "KL 0.300" in line
     first = gone | {"reward": 1.0, "holdout": {"exact": 0.5}}
-    assert warnings([{"round": 0, "evaluate": first}, {"round": 1, "decision": "promote", "evaluate": gone}]) == []
+    assert warnings([{"round": 0, "evaluate": first}, {"round": 1, "decision": "promote", "evaluate": gone}], 1) == []
 
 
 def test_the_table_has_a_row_a_round_even_where_a_figure_is_missing():
