@@ -39,7 +39,7 @@ class Chart:
         baseline: a horizontal line to compare with, and its name.
         marks: where the lines begin anew, such as the first step of a round, with names.
         note: what a reader should take from it.
-        percent: values are shares of 1, and the axis shows all of it.
+        percent: values are shares of 1, and the axis shows all of it; an interval beyond its ends is cut there.
     """
 
     title: str
@@ -111,7 +111,8 @@ def draw(chart: Chart) -> Drawing:
         return round(LEFT + pad + (value - x_low) / (x_high - x_low) * (RIGHT - LEFT - 2 * pad), 1)
 
     def place_y(value: float) -> float:
-        return round(BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (BOTTOM - TOP), 1)
+        inside = min(max(value, y_ticks[0]), y_ticks[-1])
+        return round(BOTTOM - (inside - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (BOTTOM - TOP), 1)
 
     places = [place_x(value) for value in chart.x]
     whole = [value for value in nice_ticks(x_low, x_high, 6) if value == int(value) and x_low <= value <= x_high]

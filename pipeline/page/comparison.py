@@ -21,7 +21,7 @@ from pipeline.numbers import percent, three_decimals, with_error
 from pipeline.page.charts import Chart, Series
 from pipeline.page.curves import Step, read_steps
 from pipeline.page.evaluated import round_curves
-from pipeline.page.rows import HELD_OUT, Column, Prompt, Room, browser_rows
+from pipeline.page.rows import Column, Prompt, Room, held_out_rows
 from pipeline.reading import round_folders, run_settings
 
 _NAMES_ALONE = {"run.name", "run.dir"}  # differ between any two runs
@@ -142,14 +142,20 @@ def _by_round(runs: Sequence[Run]) -> list[Chart]:
         x = sorted({at for chart in known for at in chart.x})
         lines = []
         for run, charts in zip(runs, of_runs, strict=True):
-            if (chart := charts.get(title)) is not None:
-                (line,) = chart.series
-                values = dict(zip(chart.x, line.values, strict=True))
-                errors = dict(zip(chart.x, line.errors or [None] * len(chart.x), strict=True))
-                lines.append(Series(run.name, [values.get(at) for at in x], [errors.get(at) for at in x]))
+            values, errors = _by_place(charts.get(title))
+            lines.append(Series(run.name, [values.get(at) for at in x], [errors.get(at) for at in x]))
         first = known[0]
         joined.append(Chart(title, first.unit, x, first.x_label, lines, baseline=first.baseline, percent=first.percent))
     return joined
+
+
+def _by_place(chart: Chart | None) -> tuple[dict[float, float | None], dict[float, float | None]]:
+    """A chart's only line and its errors; nothing for a run that has no such chart, whose line keeps its colour."""
+    if chart is None:
+        return {}, {}
+    (line,) = chart.series
+    errors = line.errors or [None] * len(chart.x)
+    return dict(zip(chart.x, line.values, strict=True)), dict(zip(chart.x, errors, strict=True))
 
 
 def _by_step(runs: Sequence[Run]) -> list[Chart]:
@@ -200,16 +206,8 @@ def answers(runs: Sequence[Run], room: Room) -> Answers:
     of_runs = []
     for run in runs:
         standing = {run.result: run.folders[run.result]} if run.evaluation(run.result) else {}
-        shown = browser_rows(run.folder, {0: run.folders.get(0, run.folder)} | standing, share_of_room).prompts
-        title = f"after round {run.result}" if run.result else "before"
-        of_runs.append(
-            {
-                prompt.prompt_id: (prompt, column)
-                for prompt in shown
-                for column in prompt.columns
-                if column.where == HELD_OUT and column.title == title
-            }
-        )
+        shown = held_out_rows(run.folder, standing, share_of_room)
+        of_runs.append({prompt.prompt_id: (prompt, column) for prompt in shown for column in prompt.columns})
     common = [key for key in of_runs[0] if all(key in found for found in of_runs)]
     prompts = []
     for key in common:

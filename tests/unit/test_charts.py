@@ -46,11 +46,30 @@ def test_ticks_rise_and_hold_what_is_between_them(a, b, wanted):
     assert ticks[0] <= low + 1e-6 * span and high - 1e-6 * span <= ticks[-1]
 
 
-@given(st.lists(st.none() | finite, min_size=1, max_size=30))
-def test_every_value_is_drawn_inside_of_its_chart(values):
-    chart = Chart("t", "u", list(range(len(values))), "step", [Series("s", values)])
+cells = st.none() | st.tuples(finite, st.none() | st.floats(0, 1e6))
+
+
+@given(st.lists(cells, min_size=1, max_size=30), st.booleans())
+def test_every_value_is_drawn_inside_of_its_chart(cells, percent):
+    """With its error bar and its band; an interval of shares that goes beyond 0 or 1 is cut there."""
+    cells = [None if cell is None else (cell[0] % 1.0, cell[1]) for cell in cells] if percent else cells
+    values, errors = ([None if cell is None else cell[part] for cell in cells] for part in (0, 1))
+    band = [None if cell is None else (cell[0] - (cell[1] or 0), cell[0] + (cell[1] or 0)) for cell in cells]
+    chart = Chart("t", "u", list(range(len(cells))), "step", [Series("s", values, errors, band)], percent=percent)
     if chart.is_empty():
         return
     (line,) = draw(chart).lines
     assert len(line.points) == sum(value is not None for value in values)
+    assert len(line.bars) == sum(bool(error) for error in errors)
+    corners = [corner.partition("h")[0] for path in line.bands for corner in path.strip("MZ").split("L")]
+    ends = [end for _, *found in line.bars for end in found] + [float(corner.split()[1]) for corner in corners]
     assert all(54 <= x <= 426 and 17.9 <= y <= 190.1 for x, y in line.points)
+    assert all(17.9 <= end <= 190.1 for end in ends)
+
+
+@pytest.mark.parametrize(("first", "drawn"), [(0.6931471805599453, True), (0.25, False), (0.0, False), (None, False)])
+def test_no_preference_is_drawn_for_losses_that_begin_there(first, drawn):
+    chart = next(
+        c for c in step_curves({1: [{"loss": first}, {"loss": 0.2}], 2: [{"loss": 0.5}]}, {}) if c.title == "Loss"
+    )
+    assert (chart.baseline is not None) == drawn

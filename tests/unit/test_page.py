@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import unicodedata
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import get_args
 
@@ -14,69 +13,33 @@ import written_run
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from parsed_page import Parsed, parsed
 
+from pipeline.artifacts import StageFolder
 from pipeline.config_file import load_config
 from pipeline.files import read_json, write_json
-from pipeline.lineage import Lineage, describe
+from pipeline.lineage import Lineage
 from pipeline.model_card import model_card
 from pipeline.page.comparison import read_runs
 from pipeline.page.examples import examples
 from pipeline.page.render import page
+from pipeline.page.rows import PAGE_ROOM, browser_rows
 from pipeline.page.summary import facts
 from pipeline.page.templating import page_script, script_hash
 from pipeline.reading import published_files, round_folders, round_settings, rows, run_settings
-from pipeline.report import round_reports, show_page
+from pipeline.report import round_reports, show_page, write_reports
 from pipeline.submit import folder_of
 from pipeline.texts import cut, visible
 from pipeline.watch import Watch
+from stages.contracts import PAIRS
 from stages.errors import InputError, StageError
 from stages.score.config import ScoreConfig, reward_names
 from stages.vocab import FATE_MEANINGS, Fate
-
-_VOID = {"meta", "br", "line", "path", "rect", "circle", "input"}  # never closed, or closed within themselves
-
-
-class Parsed(HTMLParser):
-    """Elements, attributes and text of a page; refuses tags that do not close in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.attributes: list[tuple[str, str]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-        self.text = " ".join(" ".join(self.texts).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in _VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in _VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.texts.append(data)
 
 
 @pytest.fixture
 def copy(run, tmp_path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copy"))
-
-
-def parsed(run: Path) -> Parsed:
-    return Parsed(page(run, round_reports(run)))
 
 
 def test_every_fate_stands_there_with_its_count_and_they_add_up(run):
@@ -154,83 +117,41 @@ def test_one_folder_gives_one_page_wherever_it_lies(run, copy):
     assert page(run, round_reports(run)) == page(copy, round_reports(copy))
 
 
-def no_evaluation(run):
-    for file in run.glob("round-*/report.json"):
-        write_json(file, {key: value for key, value in read_json(file).items() if key != "evaluate"})
+def test_groups_are_counted_and_drawn_where_they_were_made(tmp_path):
+    run = written_run.write_run(tmp_path, "pair={strategy: groups}", "update.loss_type=exo")
+    text = parsed(run).text
+    assert "Groups, drawn at random" in text and "a group of" in text and "Largest margins" not in text
+    write_reports(run)
+    made = round_reports(run)[1]["groups"]["num_groups"]
+    assert f"paired   {made} groups of" in (run / "report.txt").read_text(encoding="utf-8")
 
 
-def no_metrics(run):
-    for file in run.glob("round-*/metrics.jsonl"):
-        file.unlink()
+def ready_pair(number, margin):
+    """A pair as it came, all of one prompt."""
+    both = {"prompt_id": "p", "prompt": "asked", "round": 1, "prompt_token_ids": [1], "policy_round": None}
+    score = {"score_chosen": margin, "score_rejected": margin, "margin": margin}
+    sides = {
+        name: value
+        for side in ("chosen", "rejected")
+        for name, value in {
+            f"{side}_id": f"{side} {number}",
+            side: f"{side} text {number}",
+            f"{side}_token_ids": [number],
+            f"{side}_rewards": [],
+        }.items()
+    }
+    return both | score | sides | {"pair_id": f"pair {number}"}
 
 
-def metrics_that_cannot_be_drawn(run):
-    (run / "round-0001" / "metrics.jsonl").write_text('{"step": 1, "loss": NaN, "rewards/chosen": null}\n')
-    (run / "round-0002" / "metrics.jsonl").write_text("")
-
-
-def no_pair(run):
-    shutil.rmtree(run / "round-0002" / "pairs")
-    report = read_json(run / "round-0002" / "report.json")
-    report["pairs"] = {"num_prompts": 8, "num_pairs": 0, "margin_mean": None, "fates": {"tied": 8}}
-    write_json(run / "round-0002" / "report.json", report)
-
-
-def tables_removed(run):
-    for file in run.glob("round-*/*/part-*.parquet"):
-        file.unlink()
-
-
-def nothing_settled(run):
-    for number in (1, 2):
-        shutil.rmtree(run / f"round-{number:04d}")
-    for name in ("config.yaml", "run.json", "final.json"):
-        (run / name).unlink()
-
-
-def second_round_unfinished(run):
-    (run / "round-0002" / "report.json").unlink()
-
-
-def more_figures(run):
-    for file in run.glob("round-*/report.json"):
-        report = read_json(file)
-        report["evaluate"] |= {"kl": 0.5 * report["round"], "texts_nll": 1.25, "holdout": {}}
-        write_json(file, report)
-
-
-def nothing_promoted(run):
-    """The first round made no policy, the second's was held."""
-    lineage = Lineage.read(run / "run.json")
-    first = lineage.rounds[0].start
-    held = [replace(r, standing=first, decision="hold", reason="it fell & fell") for r in lineage.rounds]
-    again = Lineage(run / "run.json")
-    for record in (replace(held[0], result=None), held[1]):
-        again.settle(record)
-        file = run / f"round-{record.round:04d}" / "report.json"
-        write_json(file, read_json(file) | {"decision": "hold", "reason": "it fell & fell"})
-    write_json(run / "final.json", describe(first, run))
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (nothing_promoted, "No round's result was promoted, and the first policy stands"),
-        (nothing_promoted, "The result of round 2 was not promoted (hold): it fell & fell"),
-        (nothing_promoted, "The run stands behind the first policy"),
-        (no_evaluation, "nothing was evaluated, so whether the policy got better is not known"),
-        (no_metrics, "held-out prompts"),
-        (metrics_that_cannot_be_drawn, "held-out prompts"),
-        (no_pair, f"tied {FATE_MEANINGS['tied']} 0 8"),
-        (tables_removed, "prompts drawn 8 8"),
-        (nothing_settled, "No round is settled yet"),
-        (second_round_unfinished, "1 of 2 rounds are settled"),
-        (more_figures, "KL divergence, nats an answer"),
-    ],
-)
-def test_what_a_run_lacks_is_said_and_nothing_breaks(copy, change, said):
-    change(copy)
-    assert said in parsed(copy).text
+@pytest.mark.parametrize("margin", [None, float("nan")])
+def test_every_pair_that_came_without_rewards_is_shown_as_itself(tmp_path, margin):
+    written_run.publish(StageFolder(tmp_path / "pairs", PAIRS), [PAIRS.table(ready_pair(n, margin) for n in range(3))])
+    ((title, shown),) = examples({1: tmp_path})[0].groups
+    assert title == "Drawn at random" and [example.margin for example in shown] == [None] * 3
+    assert [[c.text for c in example.candidates] for example in shown] == [
+        [f"chosen text {n}", f"rejected text {n}"] for n in range(3)
+    ]
+    assert len(browser_rows(tmp_path, {1: tmp_path}, PAGE_ROOM).prompts) == 3
 
 
 def test_a_reward_that_rises_while_a_held_out_one_falls_is_pointed_at(copy):
@@ -286,10 +207,11 @@ def test_a_command_on_the_page_names_the_run_as_submit_does(copy, runs):
     assert folder_of(config) == f"{runs.rstrip('/')}/hostile"
 
 
-def test_a_damaged_table_is_named(copy):
-    part = copy / "round-0001" / "pairs" / "part-00000.parquet"
+@pytest.mark.parametrize("stage", ["pairs", "prompts", "candidates"])
+def test_a_damaged_table_is_named(copy, stage):
+    part = copy / "round-0001" / stage / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-9])
-    with pytest.raises(InputError, match="pairs"):
+    with pytest.raises(InputError, match=stage):
         page(copy, round_reports(copy))
 
 
