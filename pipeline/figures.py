@@ -18,21 +18,26 @@ def total(entries: Sequence[Entry], stat: str) -> float:
     return sum(entry.stats.get(stat, 0) for entry in entries)
 
 
-def sampled(entries: Sequence[Entry]) -> Figures:
-    """Prompts asked, candidates, tokens, and how the answers ended."""
+def sampled(entries: Sequence[Entry], *, num_made: int) -> Figures:
+    """Prompts asked, candidates, tokens, and how the answers ended.
+
+    Args:
+        num_made: the shards that were made now; ``num_tokens_now`` is their share of all tokens.
+    """
+    num_tokens = int(total(entries, "tokens"))
     return {
         "num_prompts": int(total(entries, "prompts")),
         "num_dropped": sum(len(entry.drops) for entry in entries),
         "num_candidates": sum(entry.rows for entry in entries),
-        "num_tokens": int(total(entries, "tokens")),
+        "num_tokens": num_tokens,
+        "num_tokens_now": num_tokens * num_made // max(1, len(entries)),
         "stop": int(total(entries, "stop")),
         "length": int(total(entries, "length")),
     }
 
 
-def sampled_line(figures: Figures, seconds: float, *, made_now: float) -> str:
-    """`made_now`: the share of the shards that were made in these seconds."""
-    rows, rate = figures["num_candidates"], made_now * figures["num_tokens"] / max(seconds, 1e-9)
+def sampled_line(figures: Figures, seconds: float) -> str:
+    rows, rate = figures["num_candidates"], figures["num_tokens_now"] / max(seconds, 1e-9)
     return (
         f"{figures['num_prompts']:,} prompts -> {rows:,} candidates   {duration(seconds)}   "
         f"{rate:,.0f} tokens/s   "

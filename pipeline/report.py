@@ -157,7 +157,10 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
             f"  skipped  {skipped} optimizer steps; skipped.jsonl in the round's folder says why, with the ids"
         )
     if "idle_share" in report:
-        told = f"  timed    {duration(report['seconds'])}, no stage at work {share(report['idle_share'], 1)} of it"
+        alone = " in the last call alone" if report.get("is_carried_on") else ""
+        told = (
+            f"  timed    {duration(report['seconds'])}{alone}, no stage at work {share(report['idle_share'], 1)} of it"
+        )
         if "first_answers_s" in report:
             told += f"; new answers {report['first_answers_s']:.2f} s after the last step"
         lines.append(told)

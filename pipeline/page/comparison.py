@@ -108,7 +108,8 @@ def _figures(run: Run) -> dict[str, str]:
     updates = [report.get("update") or {} for report in run.settled]
     made = sum((r.get(kind) or {}).get(f"num_{kind}", 0) for r in run.settled for kind in ("pairs", "groups"))
     seconds = sum(report.get("seconds") or 0 for report in run.settled)
-    tokens = sum((report.get("sample") or {}).get("num_tokens", 0) for report in run.settled)
+    num_carried_on = sum(bool(report.get("is_carried_on")) for report in run.settled)
+    tokens = 0 if num_carried_on else sum((r.get("sample") or {}).get("num_tokens", 0) for r in run.settled)
     return {
         "stands behind": f"round {run.result}" if run.result else "the first policy",
         "rounds": f"{len(run.settled)}, {sum(map(is_promoted, run.settled))} promoted",
@@ -121,9 +122,14 @@ def _figures(run: Run) -> dict[str, str]:
         "given texts, nats a token": three_decimals(after.get("texts_nll")),
         "pairs or groups": f"{made:,}" if made else "",
         "steps": f"{sum(update.get('num_steps', 0) for update in updates):,}",
-        "time in rounds": duration(seconds) if seconds else "",
+        "time in rounds": duration(seconds) + _last_calls(num_carried_on) if seconds else "",
         "sampled tokens a second of it": f"{tokens / seconds:,.0f}" if seconds and tokens else "",
     }
+
+
+def _last_calls(num_carried_on: int) -> str:
+    """That the time of interrupted rounds is known of the call that ended them."""
+    return f" (of {num_carried_on} carried on, the last call alone)" if num_carried_on else ""
 
 
 # ---- curves ---------------------------------------------------------------------------------------------------------

@@ -81,6 +81,16 @@ def test_a_win_rate_of_nothing_is_a_figure(folders, tmp_path):
     assert found["win rate against its first policy"][1] == "0.0%"
 
 
+def test_the_time_of_rounds_that_were_carried_on_is_told_as_what_it_is(folders, tmp_path):
+    sampled = {"num_tokens": 2400, "num_tokens_now": 1200}
+    for name, more in (("whole", {}), ("carried", {"is_carried_on": True})):
+        file = shutil.copytree(folders[0], tmp_path / name) / "round-0001" / "report.json"
+        write_json(file, read_json(file) | {"sample": sampled} | more)
+    found = {row[0]: row[1:] for row in figures(read_runs([tmp_path / "whole", tmp_path / "carried"]))}
+    assert found["time in rounds"] == ["24 s", "24 s (of 1 carried on, the last call alone)"]
+    assert found["sampled tokens a second of it"] == ["100", ""]
+
+
 def test_answers_are_to_the_same_prompts_by_the_policies_that_stand(folders):
     runs = read_runs(folders)
     found = answers(runs, ROOM)
