@@ -191,7 +191,8 @@ def _went(first: float, last: float) -> str:
 
 
 def _over(figures: Mapping[str, Any]) -> str:
-    return f"on {figures.get('num_prompts', 0):,} held-out prompts"
+    num = figures.get("num_prompts", 0)
+    return f"on {num:,} held-out prompt{'s' * (num != 1)}"
 
 
 # ---- by round -------------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def stopped_after_the_first_round(run):
         (nothing_settled, "No round is settled yet"),
         (second_round_unfinished, "1 of 2 rounds are settled"),
         (more_figures, "KL divergence, nats an answer"),
-        (one_held_out_prompt, "on 1 held-out prompts"),
+        (one_held_out_prompt, "on 1 held-out prompt;"),
         (stopped_after_the_first_round, "1 of 2 rounds are settled"),
         (stopped_after_the_first_round, "The run stands behind the policy of round 1"),
     ],
