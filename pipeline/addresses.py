@@ -14,6 +14,11 @@ def is_address(place: str) -> bool:
     return "://" in place
 
 
+def place_of_run(folder: str, name: str) -> str:
+    """Where a run of this name lies in a folder, or at an address, of runs, as the config writes it."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
 def working_folder(address: str, use: Literal["working", "reading"] = "working") -> Path:
     """Where a node keeps its copy of the run at an address: the same path on every node with the same cache folder.
 

@@ -149,9 +149,8 @@ class Collector:
         return at.shop.sampling(at.folder, prompts, policy, at.config, draw)
 
     def _sampled(self, done: Done) -> None:
-        self._at.figures["sample"] = found = figures.sampled(done.entries)
-        made_now = done.made / len(done.entries)
-        told = figures.sampled_line(found, done.seconds, made_now=made_now) + self._at.shop.sync.told()
+        self._at.figures["sample"] = found = figures.sampled(done.entries, num_made=done.made)
+        told = figures.sampled_line(found, done.seconds) + self._at.shop.sync.told()
         self._at.tell("sample", told, done)
 
     def sample_reference(self, prompts: StageFolder) -> None:
@@ -162,8 +161,7 @@ class Collector:
             one_answer(self._at.config.sample),
         )
         _, done = self._at.shop.sample(self._at.stream.path.parent, prompts, weights, self._at.config, draw, how=how)
-        found = figures.sampled(done.entries)
-        told = figures.sampled_line(found, done.seconds, made_now=done.made / len(done.entries))
+        told = figures.sampled_line(figures.sampled(done.entries, num_made=done.made), done.seconds)
         self._at.tell("sample", f"{told}   by reference {name}", done)
 
     def score(self, prompts: StageFolder, candidates: StageFolder) -> StageFolder:

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cluster.config import ClusterConfig
 from pipeline import config_checks
-from pipeline.addresses import is_address, working_folder
+from pipeline.addresses import is_address, place_of_run, working_folder
 from pipeline.schedules import numbers_by_round
 from pipeline.sections import (
     EvaluateConfig,
@@ -124,7 +124,7 @@ class Config(Settings):
 
     def address(self) -> str | None:
         """Where the run lies, if that is an address."""
-        return f"{self.run.dir.rstrip('/')}/{self.run.name}" if is_address(self.run.dir) else None
+        return place_of_run(self.run.dir, self.run.name) if is_address(self.run.dir) else None
 
     @property
     def num_rounds(self) -> int:

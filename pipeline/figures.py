@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.console import duration, share
 from pipeline.entries import Entry
+from pipeline.numbers import percent, three_decimals, with_error
 
 Figures = dict[str, Any]
 
@@ -17,21 +18,26 @@ def total(entries: Sequence[Entry], stat: str) -> float:
     return sum(entry.stats.get(stat, 0) for entry in entries)
 
 
-def sampled(entries: Sequence[Entry]) -> Figures:
-    """Prompts asked, candidates, tokens, and how the answers ended."""
+def sampled(entries: Sequence[Entry], *, num_made: int) -> Figures:
+    """Prompts asked, candidates, tokens, and how the answers ended.
+
+    Args:
+        num_made: the shards that were made now; ``num_tokens_now`` is their share of all tokens.
+    """
+    num_tokens = int(total(entries, "tokens"))
     return {
         "num_prompts": int(total(entries, "prompts")),
         "num_dropped": sum(len(entry.drops) for entry in entries),
         "num_candidates": sum(entry.rows for entry in entries),
-        "num_tokens": int(total(entries, "tokens")),
+        "num_tokens": num_tokens,
+        "num_tokens_now": num_tokens * num_made // max(1, len(entries)),
         "stop": int(total(entries, "stop")),
         "length": int(total(entries, "length")),
     }
 
 
-def sampled_line(figures: Figures, seconds: float, *, made_now: float) -> str:
-    """`made_now`: the share of the shards that were made in these seconds."""
-    rows, rate = figures["num_candidates"], made_now * figures["num_tokens"] / max(seconds, 1e-9)
+def sampled_line(figures: Figures, seconds: float) -> str:
+    rows, rate = figures["num_candidates"], figures["num_tokens_now"] / max(seconds, 1e-9)
     return (
         f"{figures['num_prompts']:,} prompts -> {rows:,} candidates   {duration(seconds)}   "
         f"{rate:,.0f} tokens/s   "
@@ -67,7 +73,8 @@ def scored(entries: Sequence[Entry]) -> Figures:
 
 
 def scored_line(figures: Figures, seconds: float) -> str:
-    spread = f"reward {figures['mean']:.2f}   from {figures['min']:.2f} to {figures['max']:.2f}"
+    low, mean, high = (figures[name] for name in ("min", "mean", "max"))
+    spread = f"reward {mean:.2f}   from {low:.2f} to {high:.2f}" if figures["num_scored"] else "none has a reward"
     return f"{figures['num_scored']:,} candidates   {duration(seconds)}   {spread}"
 
 
@@ -157,11 +164,11 @@ def updated_line(summary: Mapping[str, Any], seconds: float, *, rows: str) -> st
 
 
 def evaluated_line(figures: Figures, seconds: float) -> str:
-    more = "".join(f"   {name} {value:.3f}" for name, value in others(figures).items())
-    return (
-        f"{figures['num_prompts']:,} held-out prompts   {duration(seconds)}   "
-        f"reward {figures['reward']:.2f}   win rate {share(figures['win_rate'], 1)}{more}"
-    )
+    """The figures that there are: an answer may have no reward, or none in common with the first policy's."""
+    named = {"reward": with_error(figures["reward"]), "win rate": percent(figures["win_rate"])}
+    named |= {name: three_decimals(value) for name, value in others(figures).items()}
+    told = "".join(f"   {name} {value}" for name, value in named.items() if value)
+    return f"{figures['num_prompts']:,} held-out prompts   {duration(seconds)}{told}"
 
 
 def others(evaluation: Figures) -> dict[str, float]:

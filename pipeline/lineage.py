@@ -107,6 +107,11 @@ def read_records(file: Path) -> list[dict[str, Any]]:
     return read_vouched(file, "a run's lineage", fix=fix)["rounds"]  # type: ignore[no-any-return]
 
 
+def standing_round(records: Sequence[Mapping[str, Any]]) -> int | None:
+    """The round that made the policy that a run stands behind after these; 0: the first policy; None: no round yet."""
+    return records[-1]["standing"]["round"] if records else None
+
+
 def write_records(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write settled rounds as plain JSON, see `read_records`."""
     write_vouched(file, {"rounds": list(records)})

@@ -28,7 +28,7 @@ def show_live(folder: Path) -> None:
     Raises:
         InputError: if the folder holds no run.
     """
-    console = RichConsole(highlight=False)
+    console = RichConsole(highlight=False, markup=False)
     found = snapshot(folder)
     if not console.is_terminal:
         console.width = 120

@@ -44,7 +44,7 @@ def model_card(run: Path) -> str:
         "",
         headline(reports, standing.round),
         "",
-        *(f"> {warning}\n" for warning in warnings(reports)),
+        *(f"> {warning}\n" for warning in warnings(reports, standing.round)),
         "## How it came about",
         "",
         *_list(told),

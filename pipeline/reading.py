@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
@@ -129,10 +130,26 @@ def rows(
     try:
         table = ds.dataset(list(map(str, files))).to_table(filter=where, columns=wanted)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            str(files[0].parent),
-            wanted="parts that can be read, as they were published",
-            got=str(error).splitlines()[0],
-            fix="restore the file, or run the config again, which names the damaged part",
-        ) from None
+        raise _unreadable(files[0].parent, error) from None
     return table.to_pylist()
+
+
+def footer(file: Path) -> pq.FileMetaData:
+    """What a part says of its rows and columns; the rows are not read.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        return pq.read_metadata(file)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(place: Path, error: Exception) -> InputError:
+    return InputError(
+        str(place),
+        wanted="parts that can be read, as they were published",
+        got=str(error).partition("\n")[0],
+        fix="restore the file, or run the config again, which names the damaged part",
+    )

@@ -17,10 +17,13 @@ from pipeline.console import Console, duration, share
 from pipeline.figures import others
 from pipeline.files import read_json, write_json, write_text
 from pipeline.mirror import place_of
+from pipeline.numbers import percent, three_decimals, with_error
 from pipeline.page.render import page
 from pipeline.page.rows import ROUND_ROOM
 from pipeline.reading import rounds_in
 from stages.errors import StageError
+
+_MOST_WIDTH = 10_000  # characters; a table in report.txt takes only what it needs
 
 
 def write_reports(folder: Path) -> None:
@@ -71,11 +74,11 @@ def result_table(rounds: list[dict[str, Any]]) -> Table:
         figures, update = report.get("evaluate", {}), report.get("update")
         table.add_row(
             _row_name(report),
-            f"{figures['reward']:.2f} ± {figures['reward_se']:.2f}" if figures else "-",
-            share(figures["win_rate"], 1) if figures else "-",
-            *[_three_decimals(besides.get(name)) for name in more],
+            with_error(figures.get("reward"), figures.get("reward_se")) or "-",
+            percent(figures.get("win_rate")) or "-",
+            *[three_decimals(besides.get(name)) or "-" for name in more],
             rows_made(report),
-            f"{update['last']['loss']:.3f}" if update else "",
+            three_decimals(update["last"].get("loss")) if update else "",
         )
     return table
 
@@ -92,10 +95,6 @@ def rows_made(report: Mapping[str, Any]) -> str:
     if "groups" in report:
         return f"{report['groups']['num_groups']:,} groups"
     return f"{report['pairs']['num_pairs']:,}" if "pairs" in report else ""
-
-
-def _three_decimals(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def where_things_are(folder: Path) -> str:
@@ -139,7 +138,7 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
     if sample and score:
         lines.append(
             f"  sampled  {sample['num_candidates']:,} answers, {share(sample['stop'], sample['num_candidates'])} "
-            f"stopped by themselves; rewards {score['min']:.2f} to {score['max']:.2f}, mean {score['mean']:.2f}"
+            f"stopped by themselves; {_rewards_told(score)}"
         )
     if pairs:
         lines.append(f"  paired   {_pairs_told(pairs)}")
@@ -160,11 +159,19 @@ def _round_lines(report: dict[str, Any]) -> list[str]:
             f"  skipped  {skipped} optimizer steps; skipped.jsonl in the round's folder says why, with the ids"
         )
     if "idle_share" in report:
-        told = f"  timed    {duration(report['seconds'])}, no stage at work {share(report['idle_share'], 1)} of it"
+        alone = " in the last call alone" if report.get("is_carried_on") else ""
+        told = (
+            f"  timed    {duration(report['seconds'])}{alone}, no stage at work {share(report['idle_share'], 1)} of it"
+        )
         if "first_answers_s" in report:
             told += f"; new answers {report['first_answers_s']:.2f} s after the last step"
         lines.append(told)
     return [*lines, f"  {report['decision']}: {report['reason']}", ""]
+
+
+def _rewards_told(score: Mapping[str, Any]) -> str:
+    low, mean, high = (score[name] for name in ("min", "mean", "max"))
+    return f"rewards {low:.2f} to {high:.2f}, mean {mean:.2f}" if score["num_scored"] else "none has a reward"
 
 
 def _pairs_told(pairs: dict[str, Any]) -> str:
@@ -174,10 +181,12 @@ def _pairs_told(pairs: dict[str, Any]) -> str:
     if "num_groups" in pairs:
         mean = pairs["num_answers"] / pairs["num_groups"]
         return f"{pairs['num_groups']:,} groups of {mean:.1f} answers on average; fates: {fates}"
-    return f"{pairs['num_pairs']:,} pairs, mean margin {pairs['margin_mean']:.2f}; fates: {fates}"
+    margin = f", mean margin {pairs['margin_mean']:.2f}" if pairs["num_pairs"] else ""
+    return f"{pairs['num_pairs']:,} pairs{margin}; fates: {fates}"
 
 
 def _plain_text(table: Table) -> str:
+    """A table as wide as it is; a name in it may hold what rich would take for markup."""
     out = io.StringIO()
-    RichConsole(file=out, width=100).print(table)
+    RichConsole(file=out, width=_MOST_WIDTH, markup=False, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"

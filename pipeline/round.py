@@ -131,6 +131,8 @@ class Round:
         if made:
             told = figures.evaluated_line(found, watch.seconds) + self._at.shop.sync.told()
             self._at.tell("evaluate", told)
+        else:
+            self._at.note_earlier_work()
         return found
 
     def gate(self, result: Weights | None) -> Verdict:
@@ -193,5 +195,8 @@ class Round:
             found["engine_sync"] = syncs
         ended = time.time()
         seconds = {"seconds": ended - self._began} if self.number else {}
-        times = self._at.shop.crew.timeline.figures(self.number, self._began, ended)
+        timeline = self._at.shop.crew.timeline
+        times = timeline.figures(self.number, self._began, ended)
+        if (sampling_s := timeline.sampling_s(self.number, self.sampling)) is not None:
+            times["sampling_s"] = sampling_s
         write_json(file, {"round": self.number, "decision": decision, "reason": reason} | seconds | found | times)

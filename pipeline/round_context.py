@@ -64,5 +64,11 @@ class RoundContext:
 
     def tell(self, stage: str, text: str, done: Done | None = None) -> None:
         """A line for a stage that did something now."""
+        if done is not None and done.made < len(done.entries):
+            self.note_earlier_work()
         if done is None or done.made:
             self.shop.console.line(self.label, stage, text)
+
+    def note_earlier_work(self) -> None:
+        """Note that the round's times leave out what was made before this process, or by another run."""
+        self.figures["is_carried_on"] = True

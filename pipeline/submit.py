@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from cluster.submit import Job, JobServer, address_of
+from pipeline.addresses import place_of_run
 from pipeline.config import Config
 from pipeline.config_checks import is_policy_name
 from pipeline.config_file import load_config
@@ -107,7 +108,7 @@ def entrypoint_of(
 
 def folder_of(config: Config) -> str:
     """The run's folder, or its address, as the cluster's nodes call it."""
-    return f"{str(config.run.dir).rstrip('/')}/{config.run.name}"
+    return place_of_run(config.run.dir, config.run.name)
 
 
 def extras_of(config: Config) -> list[str]:

@@ -15,7 +15,9 @@ from pipeline.jobs.engine_logps import Divergence, EngineGap
 from pipeline.jobs.inputs import AllPrompts, DrawPrompts, PreparePairs, PreparePrompts, PrepareTexts
 from pipeline.jobs.probes import ScoreProbe, TakeWeights
 from pipeline.jobs.training import ScoreCandidates, ScoreRows, ScoreTexts, UpdatePolicy
-from pipeline.spans import Span, Stretches, idle_share
+from pipeline.spans import Span, Stretches, busy_s, idle_share
+from stages.protocols import Weights
+from stages.vocab import POLICY_STREAM
 
 
 class Timeline:
@@ -25,6 +27,7 @@ class Timeline:
         self._spans = Stretches()
         self._stepped: dict[int, float] = {}
         self._answered: dict[int, float] = {}
+        self._sampled: dict[tuple[int, int], Stretches] = {}  # by round, and the round of the policy that sampled
 
     def note(self, job: Any, done: Timed) -> None:
         """Note when a job worked; an update ends with its last optimizer step, and publishes from there on."""
@@ -38,10 +41,18 @@ class Timeline:
         if isinstance(job, SampleShard):
             made_by = job.weights.round
             self._answered[made_by] = min(done.ended, self._answered.get(made_by, done.ended))
+            if job.draw.stream == POLICY_STREAM:
+                spans = self._sampled.setdefault((job.draw.round, made_by), Stretches())
+                spans.add(Span("sample", done.began, done.ended, done.worker))
 
     def between(self, start: float, end: float) -> list[Span]:
         """What worked in a stretch of time, cut to it, in seconds since its start."""
         return self._spans.between(start, end)
+
+    def sampling_s(self, number: int, policy: Weights) -> float | None:
+        """Seconds in which a policy sampled a round's answers, also where that was before the round; None for none."""
+        spans = self._sampled.get((number, policy.round))
+        return busy_s(list(spans)) if spans is not None else None
 
     def figures(self, number: int, start: float, end: float) -> dict[str, Any]:
         """A round's time line for its report, in seconds since the round's start.

@@ -169,6 +169,8 @@ class Updater:
             if manifest is not None:
                 told = figures.updated_line(manifest["update"], watch.seconds, rows=data.contract.name)
                 self._at.tell("update", told)
+        else:
+            self._at.note_earlier_work()
         journal.drop()
         drop_checkpoints(self._at.folder)
         if manifest is None:
@@ -176,6 +178,8 @@ class Updater:
             self._at.figures["ended_update"] = ended["update"]
             return None
         self._at.figures["update"] = manifest["update"]
+        if manifest["update"].get("resumed_at") is not None:
+            self._at.note_earlier_work()
         master = self._at.folder / "master" if manifest["master_sha256"] else None
         return Weights(policy, manifest["sha256"], self._at.number, master, manifest["master_sha256"])
 

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipeline.numbers import number
+
 WIDTH, HEIGHT = 440, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 426, 18, 190
 _MAX_VALUE_LABELS = 8
@@ -37,7 +39,7 @@ class Chart:
         baseline: a horizontal line to compare with, and its name.
         marks: where the lines begin anew, such as the first step of a round, with names.
         note: what a reader should take from it.
-        percent: values are shares of 1, and the axis shows all of it.
+        percent: values are shares of 1, and the axis shows all of it; an interval beyond its ends is cut there.
     """
 
     title: str
@@ -109,7 +111,8 @@ def draw(chart: Chart) -> Drawing:
         return round(LEFT + pad + (value - x_low) / (x_high - x_low) * (RIGHT - LEFT - 2 * pad), 1)
 
     def place_y(value: float) -> float:
-        return round(BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (BOTTOM - TOP), 1)
+        inside = min(max(value, y_ticks[0]), y_ticks[-1])
+        return round(BOTTOM - (inside - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (BOTTOM - TOP), 1)
 
     places = [place_x(value) for value in chart.x]
     whole = [value for value in nice_ticks(x_low, x_high, 6) if value == int(value) and x_low <= value <= x_high]
@@ -148,13 +151,6 @@ def table(chart: Chart) -> tuple[list[str], list[list[str]]]:
         told = ["" if value is None else _with_error(value, error, chart.percent) for value, error in cells]
         rows.append([f"{at:,.0f}", *told])
     return [chart.x_label.partition(" (")[0], *[series.name for series in chart.series]], rows
-
-
-def number(value: float) -> str:
-    """A figure with as many digits as a reader wants: ``3.84``, ``0.0123``, ``12,300``."""
-    if value == 0 or 0.1 <= abs(value) < 1000:
-        return f"{value:.2f}"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
 def _marks(places: Sequence[tuple[float, str]]) -> list[Tick]:

@@ -12,14 +12,16 @@ from typing import Any
 
 import yaml
 
-from pipeline.console import duration, share
+from pipeline.console import duration
 from pipeline.evaluate import mean_with_error
 from pipeline.files import read_json
 from pipeline.gate import is_promoted
-from pipeline.page.charts import Chart, Series, number
-from pipeline.page.curves import Step, finite, read_steps
+from pipeline.lineage import read_records, standing_round
+from pipeline.numbers import percent, three_decimals, with_error
+from pipeline.page.charts import Chart, Series
+from pipeline.page.curves import Step, read_steps
 from pipeline.page.evaluated import round_curves
-from pipeline.page.rows import HELD_OUT, Column, Prompt, Room, browser_rows
+from pipeline.page.rows import Column, Prompt, Room, held_out_rows
 from pipeline.reading import round_folders, run_settings
 
 _NAMES_ALONE = {"run.name", "run.dir"}  # differ between any two runs
@@ -57,14 +59,13 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
     Raises:
         InputError: if one holds no run, or a file of it cannot be read.
+        ContractError: if a lineage was changed.
     """
     found = []
     for folder in folders:
         rounds, settings = round_folders(folder), run_settings(folder)
         reports = [read_json(path / "report.json") for path in rounds.values() if (path / "report.json").exists()]
-        final = folder / "final.json"
-        promoted = max((report["round"] for report in reports if is_promoted(report)), default=0)
-        result = read_json(final)["round"] if final.exists() else promoted
+        result = standing_round(read_records(folder / "run.json")) or 0
         found.append(Run(folder.resolve().name, folder, settings, reports, rounds, result))
     names = [run.name for run in found]
     told = [run.name if names.count(run.name) == 1 else str(run.folder) for run in found]
@@ -107,27 +108,28 @@ def _figures(run: Run) -> dict[str, str]:
     updates = [report.get("update") or {} for report in run.settled]
     made = sum((r.get(kind) or {}).get(f"num_{kind}", 0) for r in run.settled for kind in ("pairs", "groups"))
     seconds = sum(report.get("seconds") or 0 for report in run.settled)
-    tokens = sum((report.get("sample") or {}).get("num_tokens", 0) for report in run.settled)
+    num_carried_on = sum(bool(report.get("is_carried_on")) for report in run.settled)
+    tokens = 0 if num_carried_on else sum((r.get("sample") or {}).get("num_tokens", 0) for r in run.settled)
     return {
         "stands behind": f"round {run.result}" if run.result else "the first policy",
         "rounds": f"{len(run.settled)}, {sum(map(is_promoted, run.settled))} promoted",
-        "reward before": _told(before.get("reward"), before.get("reward_se")),
-        "reward": _told(after.get("reward"), after.get("reward_se")),
-        "win rate against its first policy": share(after["win_rate"], 1) if finite(after.get("win_rate")) else "",
-        **{name: _told(value) for name, value in (after.get("holdout") or {}).items()},
-        "KL, nats": _told(after.get("kl")),
-        "tokens an answer": _told(after.get("length")),
-        "given texts, nats a token": _told(after.get("texts_nll")),
+        "reward before": with_error(before.get("reward"), before.get("reward_se")),
+        "reward": with_error(after.get("reward"), after.get("reward_se")),
+        "win rate against its first policy": percent(after.get("win_rate")),
+        **{name: three_decimals(value) for name, value in (after.get("holdout") or {}).items()},
+        "KL, nats": three_decimals(after.get("kl")),
+        "tokens an answer": three_decimals(after.get("length")),
+        "given texts, nats a token": three_decimals(after.get("texts_nll")),
         "pairs or groups": f"{made:,}" if made else "",
         "steps": f"{sum(update.get('num_steps', 0) for update in updates):,}",
-        "time in rounds": duration(seconds) if seconds else "",
+        "time in rounds": duration(seconds) + _last_calls(num_carried_on) if seconds else "",
         "sampled tokens a second of it": f"{tokens / seconds:,.0f}" if seconds and tokens else "",
     }
 
 
-def _told(value: Any, error: Any = None) -> str:
-    found, se = finite(value), finite(error)
-    return "" if found is None else number(found) + (f" ± {number(se)}" if se is not None else "")
+def _last_calls(num_carried_on: int) -> str:
+    """That the time of interrupted rounds is known of the call that ended them."""
+    return f" (of {num_carried_on} carried on, the last call alone)" if num_carried_on else ""
 
 
 # ---- curves ---------------------------------------------------------------------------------------------------------
@@ -146,14 +148,20 @@ def _by_round(runs: Sequence[Run]) -> list[Chart]:
         x = sorted({at for chart in known for at in chart.x})
         lines = []
         for run, charts in zip(runs, of_runs, strict=True):
-            if (chart := charts.get(title)) is not None:
-                (line,) = chart.series
-                values = dict(zip(chart.x, line.values, strict=True))
-                errors = dict(zip(chart.x, line.errors or [None] * len(chart.x), strict=True))
-                lines.append(Series(run.name, [values.get(at) for at in x], [errors.get(at) for at in x]))
+            values, errors = _by_place(charts.get(title))
+            lines.append(Series(run.name, [values.get(at) for at in x], [errors.get(at) for at in x]))
         first = known[0]
         joined.append(Chart(title, first.unit, x, first.x_label, lines, baseline=first.baseline, percent=first.percent))
     return joined
+
+
+def _by_place(chart: Chart | None) -> tuple[dict[float, float | None], dict[float, float | None]]:
+    """A chart's only line and its errors; nothing for a run that has no such chart, whose line keeps its colour."""
+    if chart is None:
+        return {}, {}
+    (line,) = chart.series
+    errors = line.errors or [None] * len(chart.x)
+    return dict(zip(chart.x, line.values, strict=True)), dict(zip(chart.x, errors, strict=True))
 
 
 def _by_step(runs: Sequence[Run]) -> list[Chart]:
@@ -204,16 +212,8 @@ def answers(runs: Sequence[Run], room: Room) -> Answers:
     of_runs = []
     for run in runs:
         standing = {run.result: run.folders[run.result]} if run.evaluation(run.result) else {}
-        shown = browser_rows(run.folder, {0: run.folders.get(0, run.folder)} | standing, share_of_room).prompts
-        title = f"after round {run.result}" if run.result else "before"
-        of_runs.append(
-            {
-                prompt.prompt_id: (prompt, column)
-                for prompt in shown
-                for column in prompt.columns
-                if column.where == HELD_OUT and column.title == title
-            }
-        )
+        shown = held_out_rows(run.folder, standing, share_of_room)
+        of_runs.append({prompt.prompt_id: (prompt, column) for prompt in shown for column in prompt.columns})
     common = [key for key in of_runs[0] if all(key in found for found in of_runs)]
     prompts = []
     for key in common:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console import share
+from pipeline.numbers import finite
 from pipeline.page.charts import Chart, Series
 from pipeline.reading import round_settings
 from stages.errors import InputError
 
 _NO_PREFERENCE = (math.log(2), "ln 2: no preference")
+_NEAR = 1e-3  # above what rounding in bfloat16 adds
 _MAX_POINTS = 160  # a curve; more steps are averaged in groups
 
 Report = Mapping[str, Any]
@@ -38,11 +40,6 @@ def read_steps(file: Path) -> list[Step]:
                 f"{file} line {place}", wanted="a step's metrics as JSON", got=line[:80], fix="restore the file"
             ) from None
     return steps
-
-
-def finite(value: Any) -> float | None:
-    """A number, or None for anything that cannot be drawn."""
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def step_curves(steps: Mapping[int, Sequence[Step]], settings: Mapping[str, Any]) -> list[Chart]:
@@ -91,7 +88,12 @@ def step_curves(steps: Mapping[int, Sequence[Step]], settings: Mapping[str, Any]
             percent=True,
             note=_about_the_gate(steps, settings),
         ),
-        curve("Loss", "mean over the step's pairs", Series("loss", values("loss")), baseline=_NO_PREFERENCE),
+        curve(
+            "Loss",
+            "mean over the step's pairs",
+            Series("loss", values("loss")),
+            baseline=_NO_PREFERENCE if _begins_without_preference(steps) else None,
+        ),
         curve(
             "Pairs in the right order",
             "share of the step's pairs whose chosen answer has the higher log-ratio",
@@ -100,6 +102,12 @@ def step_curves(steps: Mapping[int, Sequence[Step]], settings: Mapping[str, Any]
         ),
     ]
     return [chart for chart in charts if not chart.is_empty()]
+
+
+def _begins_without_preference(steps: Mapping[int, Sequence[Step]]) -> bool:
+    """Whether ln 2 means anything in these losses: it is the first one of most objectives of a pair, but not of all."""
+    first = steps[min(steps)][0].get("loss")
+    return first is not None and math.isclose(first, math.log(2), rel_tol=_NEAR)
 
 
 def _points(

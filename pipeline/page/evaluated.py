@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 
 from pipeline import student_t
 from pipeline.evaluate import mean_with_error
+from pipeline.numbers import finite
 from pipeline.page.charts import Chart, Series
-from pipeline.page.curves import Report, finite
+from pipeline.page.curves import Report
 from pipeline.reading import published_files, rows
 
 _INTERVAL = "bars: 95% interval"

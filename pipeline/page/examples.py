@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from pipeline.numbers import finite
 from pipeline.reading import FILE, published_files, rows
 from pipeline.texts import cut
 
@@ -70,6 +71,11 @@ class _Pick:
     fate: str
     detail: str
 
+    @property
+    def key(self) -> str:
+        """The pair, or the prompt that made none: a prompt may have several pairs that came as they are."""
+        return self.prompt_id if self.pair is None else self.pair["pair_id"]
+
 
 def examples(folders: Mapping[int, Path]) -> list[RoundExamples]:
     """Rows of the rounds in `folders`; of many rounds, the first two and the last ten."""
@@ -84,16 +90,16 @@ def examples(folders: Mapping[int, Path]) -> list[RoundExamples]:
 def _round_groups(folder: Path, count: int) -> list[tuple[str, list[Example]]]:
     groups = _picks(folder, count)
     details = _details(folder, [pick for _, picks in groups for pick in picks])
-    named = [
-        (title, [details[pick.prompt_id] for pick in picks if pick.prompt_id in details]) for title, picks in groups
-    ]
+    named = [(title, [details[pick.key] for pick in picks if pick.key in details]) for title, picks in groups]
     return [(title, found) for title, found in named if found]
 
 
 def _picks(folder: Path, count: int) -> list[tuple[str, list[_Pick]]]:
     """Which prompts are shown, by ids and margins alone. Ids are hashes: those that sort first are a random draw."""
     columns = ["pair_id", "prompt_id", "chosen_id", "rejected_id", "margin", FILE]
-    found = rows(published_files(folder / "pairs"), columns=columns)
+    found = [
+        row | {"margin": finite(row["margin"])} for row in rows(published_files(folder / "pairs"), columns=columns)
+    ]
     ready = [row for row in found if row["margin"] is None]  # pairs that came without rewards
     ranked = sorted(
         (row for row in found if row["margin"] is not None), key=lambda row: (-row["margin"], row["pair_id"])
@@ -145,7 +151,7 @@ def _grouped(folder: Path, count: int) -> list[_Pick]:
 
 
 def _details(folder: Path, picks: Sequence[_Pick]) -> dict[str, Example]:
-    """The picked prompts with their candidates and rewards; a prompt's rows lie in parts of one name."""
+    """The picks with their candidates and rewards, by their keys; a prompt's rows lie in parts of one name."""
     parts = {pick.part for pick in picks}
     mine = pc.field("prompt_id").isin([pick.prompt_id for pick in picks])
 
@@ -159,7 +165,7 @@ def _details(folder: Path, picks: Sequence[_Pick]) -> dict[str, Example]:
     for row in read("candidates", "response_id", "prompt_id", "response", "response_token_ids", "finish_reason"):
         answers.setdefault(row["prompt_id"], []).append(row)
     shown = {
-        pick.prompt_id: _example(prompts[pick.prompt_id], answers.get(pick.prompt_id, []), rewards, pick)
+        pick.key: _example(prompts[pick.prompt_id], answers.get(pick.prompt_id, []), rewards, pick)
         for pick in picks
         if pick.prompt_id in prompts
     }
@@ -189,7 +195,7 @@ def _ready_examples(folder: Path, picks: Sequence[_Pick]) -> dict[str, Example]:
         ]
         rewards = {row[f"{mark}_id"]: {"reward": row[f"score_{mark}"]} for mark in ("chosen", "rejected")}
         prompt = {"prompt": row["prompt"], "conversation": None, "answer": None}
-        shown[pick.prompt_id] = _example(prompt, answers, rewards, pick)
+        shown[pick.key] = _example(prompt, answers, rewards, pick)
     return shown
 
 
@@ -222,8 +228,8 @@ def _candidate(row: Mapping[str, Any], scored: Mapping[str, Any], mark: str) -> 
     return Candidate(
         response_id=row["response_id"],
         mark=mark,
-        reward=scored.get("reward"),
-        rewards=scored.get("rewards") or [],
+        reward=finite(scored.get("reward")),
+        rewards=[reward | {"value": finite(reward["value"])} for reward in scored.get("rewards") or []],
         text=cut(row["response"], _ANSWER_CHARS),
         num_tokens=len(row["response_token_ids"]),
         finish_reason=row["finish_reason"],

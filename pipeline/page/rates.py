@@ -7,14 +7,15 @@ from typing import Any
 
 from pipeline.page.charts import Chart, Series
 from pipeline.page.curves import Step
-from pipeline.spans import Span, busy_s
 
 
-def rate_curves(reports: Sequence[Mapping[str, Any]], steps: Mapping[int, Sequence[Step]]) -> list[Chart]:
+def rate_curves(
+    reports: Sequence[Mapping[str, Any]], steps: Mapping[int, Sequence[Step]], settings: Mapping[str, Any]
+) -> list[Chart]:
     """Tokens a second of the settled rounds; nothing where no time was taken."""
     settled = [report for report in reports if report["round"]]
     x = [float(report["round"]) for report in settled]
-    sampled = [_sampled(report) for report in settled]
+    over_rounds = [None if settings.get("max_staleness") else _over_round(report) for report in settled]
     charts = [
         Chart(
             "Sampling",
@@ -22,10 +23,12 @@ def rate_curves(reports: Sequence[Mapping[str, Any]], steps: Mapping[int, Sequen
             x,
             "round",
             [
-                Series("while sampling", [while_sampling for while_sampling, _ in sampled]),
-                Series("over the whole round", [whole for _, whole in sampled]),
+                Series("while sampling", [_while_sampling(report) for report in settled]),
+                Series("over the whole round", over_rounds),
             ],
-            note="The second line is what a round yields for its time; the gap is scoring, training and waiting.",
+            note="The second line is what a round yields for its time; the gap is scoring, training and waiting. It "
+            "has no point where a round was carried on, and none with max_staleness, where the next round is sampled "
+            "in its time.",
         ),
         Chart(
             "Training",
@@ -38,14 +41,16 @@ def rate_curves(reports: Sequence[Mapping[str, Any]], steps: Mapping[int, Sequen
     return [chart for chart in charts if not chart.is_empty()]
 
 
-def _sampled(report: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Sampled tokens a second while an engine sampled, and over the whole round."""
-    tokens = (report.get("sample") or {}).get("num_tokens")
-    if not tokens:
-        return None, None
-    busy = busy_s([Span(**span) for span in report.get("timeline", []) if span["stage"] == "sample"])
-    whole = report.get("seconds")
-    return tokens / busy if busy else None, tokens / whole if whole else None
+def _while_sampling(report: Mapping[str, Any]) -> float | None:
+    """Tokens a second while an engine sampled the round's answers, of those that the round's last call sampled."""
+    tokens, seconds = (report.get("sample") or {}).get("num_tokens_now"), report.get("sampling_s")
+    return tokens / seconds if tokens and seconds else None
+
+
+def _over_round(report: Mapping[str, Any]) -> float | None:
+    """Tokens a second of the round's time, where that is the time of all its work."""
+    tokens, seconds = (report.get("sample") or {}).get("num_tokens"), report.get("seconds")
+    return tokens / seconds if tokens and seconds and not report.get("is_carried_on") else None
 
 
 def _trained(steps: Sequence[Step]) -> float | None:

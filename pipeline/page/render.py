@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.addresses import place_of_run
 from pipeline.files import read_json
-from pipeline.lineage import read_records
+from pipeline.lineage import read_records, standing_round
 from pipeline.page import spreads, summary
 from pipeline.page.curves import about_falling, read_steps, step_curves
 from pipeline.page.decisions import decisions
@@ -39,7 +40,8 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]], *, room: Room = PAG
     folders, settings = round_folders(folder), run_settings(folder)
     settled = [report["round"] for report in reports if report["round"]]
     asked, stopped = num_rounds(folder, settings), reason_stopped(folder, settings, reports)
-    final = folder / "final.json"
+    records, final = read_records(folder / "run.json"), folder / "final.json"
+    standing = standing_round(records)
     result = read_json(final) if final.exists() else None
     steps = {round: read_steps(folders[round] / "metrics.jsonl") for round in settled}
     rows = browser_rows(folder, {report["round"]: folders[report["round"]] for report in reports}, room)
@@ -49,8 +51,8 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]], *, room: Room = PAG
         name=settings.get("run", {}).get("name", folder.name),
         command_folder=command_folder,
         facts=summary.facts(settings, len(settled), asked),
-        headline=summary.headline(reports, result["round"] if result else None),
-        warnings=summary.warnings(reports),
+        headline=summary.headline(reports, standing),
+        warnings=summary.warnings(reports, standing),
         stopped=stopped,
         unfinished=_unfinished(asked, len(settled)) if stopped is None else "",
         rounds=summary.round_table(reports),
@@ -59,7 +61,7 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]], *, room: Room = PAG
         about_falling=about_falling(steps),
         decisions=decisions(reports),
         timelines=timelines(reports),
-        rate_charts=rate_curves(reports, steps),
+        rate_charts=rate_curves(reports, steps, settings),
         lane=(WIDTH, LANE, LABEL),
         fates=summary.fates(reports),
         spreads=spreads.spreads(rows.prompts),
@@ -69,7 +71,7 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]], *, room: Room = PAG
         whole_page=room == PAGE_ROOM,
         trace=f"prefloop trace {command_folder}",
         examples=examples({round: folders[round] for round in settled}),
-        lineage=read_records(folder / "run.json"),
+        lineage=records,
         result=result,
     )
 
@@ -77,7 +79,7 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]], *, room: Room = PAG
 def _as_configured(folder: Path, settings: Mapping[str, Any]) -> str:
     """The run's folder as its config writes it, fit for a shell: the page says the same wherever it is made."""
     run = settings.get("run", {})
-    return shlex.quote(str(Path(run["dir"]) / run["name"]) if "dir" in run and "name" in run else folder.name)
+    return shlex.quote(place_of_run(run["dir"], run["name"]) if "dir" in run and "name" in run else folder.name)
 
 
 def _unfinished(asked: int | None, num_settled: int) -> str:

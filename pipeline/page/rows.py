@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.page.curves import finite
-from pipeline.reading import published_files, rows
+from pipeline.numbers import finite
+from pipeline.reading import footer, published_files, rows
 from pipeline.texts import cut
 
 HELD_OUT = "held out"
@@ -85,11 +84,10 @@ def browser_rows(run: Path, folders: Mapping[int, Path], room: Room) -> Rows:
         folders: of the rounds that are settled, and of the evaluation before the first.
     """
     prompts: dict[str, Prompt] = {}
-    held_out = published_files(run / "evaluation" / "prompts")
-    sizes = {0: _num_rows(held_out)} | {round: _num_rows(_asked(folder)) for round, folder in folders.items() if round}
+    num_held_out = _num_rows(published_files(run / "evaluation" / "prompts"))
+    sizes = {0: num_held_out} | {round: _num_rows(_asked(folder)) for round, folder in folders.items() if round}
     rooms = shared(room, sizes)
-    count = _leading(held_out, [run / "evaluation" / "prompts"], rooms[0])[1]
-    num_rows = _add_held_out(prompts, held_out, folders, count)
+    num_rows = _add_held_out(prompts, run, folders, rooms[0])
     for round in sorted(sizes.keys() - {0}):
         num_rows += _add_round(prompts, round, folders[round], rooms[round])
     return Rows(list(prompts.values()), num_rows, sum(sizes.values()))
@@ -114,7 +112,7 @@ def _asked(folder: Path) -> list[Path]:
 
 
 def _num_rows(files: Iterable[Path]) -> int:
-    return sum(pq.read_metadata(file).num_rows for file in files)
+    return sum(footer(file).num_rows for file in files)
 
 
 def _leading(files: Sequence[Path], tables: Sequence[Path], room: Room) -> tuple[list[str], int]:
@@ -129,7 +127,7 @@ def _leading(files: Sequence[Path], tables: Sequence[Path], room: Room) -> tuple
         if count >= room.rows or size >= room.characters:
             break
         names.append(file.name)
-        count += pq.read_metadata(file).num_rows
+        count += footer(file).num_rows
         size += sum(_text_bytes(table / file.name) for table in tables)
     return names, min(count, room.rows)
 
@@ -138,7 +136,7 @@ def _text_bytes(file: Path) -> int:
     """About how many bytes of text a part holds, from its footer."""
     if not file.exists():
         return 0
-    found = pq.read_metadata(file)
+    found = footer(file)
     groups = [found.row_group(index) for index in range(found.num_row_groups)]
     columns = [group.column(index) for group in groups for index in range(group.num_columns)]
     wanted = ("prompt", "response", "chosen", "rejected")
@@ -148,9 +146,18 @@ def _text_bytes(file: Path) -> int:
 # ---- held-out prompts -----------------------------------------------------------------------------------------------
 
 
-def _add_held_out(prompts: dict[str, Prompt], files: Sequence[Path], folders: Mapping[int, Path], count: int) -> int:
+def held_out_rows(run: Path, folders: Mapping[int, Path], room: Room) -> list[Prompt]:
+    """The held-out prompts of a run, with a column for the policy of each of these rounds."""
+    prompts: dict[str, Prompt] = {}
+    _add_held_out(prompts, run, folders, room)
+    return list(prompts.values())
+
+
+def _add_held_out(prompts: dict[str, Prompt], run: Path, folders: Mapping[int, Path], room: Room) -> int:
     """Held-out prompts with a column a policy; how many were added."""
-    asked = rows(files, columns=_OF_PROMPTS)[:count]
+    stage = run / "evaluation" / "prompts"
+    names, count = _leading(published_files(stage), [stage], room)
+    asked = _part_rows(stage, names, _OF_PROMPTS)[:count]
     for row in asked:
         prompts[row["prompt_id"]] = _prompt(row)
     for round, folder in folders.items():

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.page.charts import Tick, nice_ticks, number
+from pipeline.numbers import number
+from pipeline.page.charts import Tick, nice_ticks
 from pipeline.page.rows import HELD_OUT, Prompt
 
 WIDTH, LANE, LABEL, END = 440, 24, 140, 24  # of a drawing, in its own units

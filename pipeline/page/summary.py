@@ -10,10 +10,9 @@ from typing import Any, get_args
 import yaml
 
 from pipeline.config import entry_of
-from pipeline.console import share
 from pipeline.gate import is_promoted
-from pipeline.page.charts import number
-from pipeline.page.curves import finite
+from pipeline.numbers import count, finite, number, percent, three_decimals, with_error
+from stages.score.config import reward_name
 from stages.vocab import FATE_MEANINGS, Fate
 
 Report = Mapping[str, Any]
@@ -95,9 +94,7 @@ def _of_single_rounds(rounds: Any, asked: int) -> list[tuple[str, str]]:
 
 
 def _reward(reward: Mapping[str, Any]) -> str:
-    source = str(reward.get("target") or reward.get("path")).rpartition(":")[2]
-    name = reward.get("name") or source.rstrip("/").rpartition("/")[2]
-    return f"{name} ({reward.get('role')})"
+    return f"{reward_name(reward)} ({reward.get('role')})"
 
 
 def _pairing(pair: Mapping[str, Any]) -> str:
@@ -124,47 +121,54 @@ def _evaluated_on(evaluate: Mapping[str, Any] | None) -> str:
 # ---- what came of it ------------------------------------------------------------------------------------------------
 
 
-def headline(reports: Sequence[Report], result_round: int | None) -> str:
-    """The result in one sentence; `result_round` made the policy that the run stands behind."""
-    evaluated = {r["round"]: r["evaluate"] for r in reports if finite(r.get("evaluate", {}).get("reward")) is not None}
-    made = {name: sum(report.get(name, {}).get(f"num_{name}", 0) for report in reports) for name in ("pairs", "groups")}
-    last = result_round if result_round in evaluated else max(evaluated, default=None)
-    if last is None or 0 not in evaluated:
-        trained = max((report["round"] for report in reports), default=0)
-        if not trained:
-            return "No round is settled yet."
-        rounds = "One round" if trained == 1 else f"{trained} rounds"
-        rows = " and ".join(f"{count:,} {name}" for name, count in made.items() if count) or "0 pairs"
-        return f"{rounds} on {rows}; nothing was evaluated, so whether the policy got better is not known."
+def headline(reports: Sequence[Report], standing: int | None) -> str:
+    """The result in one sentence; the run stands behind the policy of round `standing`, None before any is settled."""
+    evaluated = _evaluated(reports)
+    if standing is None and 0 not in evaluated:
+        return "No round is settled yet."
+    last = standing or 0
+    if last not in evaluated or 0 not in evaluated:
+        why = "the policy that stands was not evaluated" if evaluated else "nothing was evaluated"
+        return f"{_trained(reports)}; {why}, so whether the policy got better is not known."
     before, after = evaluated[0], evaluated[last]
     if not last:
-        settled = any(report["round"] for report in reports)
-        told = "No round's result was promoted, and the first policy stands" if settled else "No round is settled yet"
+        told = "No round's result was promoted, and the first policy stands"
+        told = "No round is settled yet" if standing is None else told
         return f"{told}; before the first, the reward is {number(before['reward'])} {_over(before)}."
     told = f"{_change('Reward', before, after)} {_over(after)}"
-    if (rate := finite(after.get("win_rate"))) is not None:
-        told += f"; win rate against the first policy {share(rate, 1)}"
+    if rate := percent(after.get("win_rate")):
+        told += f"; win rate against the first policy {rate}"
     for name, value in after.get("holdout", {}).items():
         if (first := finite(before.get("holdout", {}).get(name))) is not None and finite(value) is not None:
             told += f"; {name}, which training never sees, {_went(first, value)}"
     return told + "."
 
 
-def warnings(reports: Sequence[Report]) -> list[str]:
-    """What a reader should look at before trusting the reward."""
+def _evaluated(reports: Sequence[Report]) -> dict[int, Report]:
+    """The evaluations that gave a reward, by round."""
+    return {r["round"]: r["evaluate"] for r in reports if finite(r.get("evaluate", {}).get("reward")) is not None}
+
+
+def _trained(reports: Sequence[Report]) -> str:
+    """How many rounds there were, and on how much data."""
+    trained = max((report["round"] for report in reports), default=0)
+    made = {name: sum(report.get(name, {}).get(f"num_{name}", 0) for report in reports) for name in ("pairs", "groups")}
+    rounds = "One round" if trained == 1 else f"{trained} rounds"
+    return f"{rounds} on {' and '.join(f'{num:,} {name}' for name, num in made.items() if num) or '0 pairs'}"
+
+
+def warnings(reports: Sequence[Report], standing: int | None) -> list[str]:
+    """What a reader should look at before trusting the reward of the policy that stands, that of round `standing`."""
     refused = [
         f"The result of round {report['round']} was not promoted ({report['decision']}): {report['reason']}."
         for report in reports
         if report["round"] and not is_promoted(report)
     ]
-    evaluated = [
-        report["evaluate"]
-        for report in reports
-        if is_promoted(report) and finite(report.get("evaluate", {}).get("reward")) is not None
-    ]
-    if len(evaluated) < 2 or not evaluated[-1]["reward"] > evaluated[0]["reward"]:
+    evaluated = _evaluated(reports)
+    before, after = evaluated.get(0), evaluated.get(standing or 0)
+    if before is None or after is None or not after["reward"] > before["reward"]:
         return refused
-    first, last = (found.get("holdout", {}) for found in (evaluated[0], evaluated[-1]))
+    first, last = before.get("holdout", {}), after.get("holdout", {})
     return refused + [
         f"The reward rose while {name}, which training never sees, fell from {first[name]:.3f} to {last[name]:.3f}: "
         "the reward may be gamed. Read the rows below."
@@ -187,7 +191,8 @@ def _went(first: float, last: float) -> str:
 
 
 def _over(figures: Mapping[str, Any]) -> str:
-    return f"on {figures.get('num_prompts', 0):,} held-out prompts"
+    num = figures.get("num_prompts", 0)
+    return f"on {num:,} held-out prompt{'s' * (num != 1)}"
 
 
 # ---- by round -------------------------------------------------------------------------------------------------------
@@ -206,23 +211,25 @@ def round_table(reports: Sequence[Report]) -> RoundTable:
     holdout = sorted({name for report in reports for name in report.get("evaluate", {}).get("holdout", {})})
     columns = {
         "": [_round_name(report["round"]) for report in reports],
-        "reward": [_with_error(report.get("evaluate", {})) for report in reports],
-        "win rate": [_percent(report.get("evaluate", {}).get("win_rate")) for report in reports],
+        "reward": [_reward_of(report.get("evaluate", {})) for report in reports],
+        "win rate": [percent(report.get("evaluate", {}).get("win_rate")) for report in reports],
         **{
-            name: [_figure(report.get("evaluate", {}).get("holdout", {}).get(name)) for report in reports]
+            name: [three_decimals(report.get("evaluate", {}).get("holdout", {}).get(name)) for report in reports]
             for name in holdout
         },
-        "KL, nats": [_figure(report.get("evaluate", {}).get("kl")) for report in reports],
-        "given texts, nats a token": [_figure(report.get("evaluate", {}).get("texts_nll")) for report in reports],
-        "tokens an answer": [_figure(report.get("evaluate", {}).get("length")) for report in reports],
-        "4-grams said before": [_percent(report.get("evaluate", {}).get("repetition")) for report in reports],
-        "pairs": [_count(report.get("pairs", {}).get("num_pairs")) for report in reports],
-        "groups": [_count(report.get("groups", {}).get("num_groups")) for report in reports],
-        "mean margin": [_figure(report.get("pairs", {}).get("margin_mean")) for report in reports],
-        "steps": [_count(report.get("update", {}).get("num_steps")) for report in reports],
-        "last loss": [_figure(report.get("update", {}).get("last", {}).get("loss")) for report in reports],
+        "KL, nats": [three_decimals(report.get("evaluate", {}).get("kl")) for report in reports],
+        "given texts, nats a token": [
+            three_decimals(report.get("evaluate", {}).get("texts_nll")) for report in reports
+        ],
+        "tokens an answer": [three_decimals(report.get("evaluate", {}).get("length")) for report in reports],
+        "4-grams said before": [percent(report.get("evaluate", {}).get("repetition")) for report in reports],
+        "pairs": [count(report.get("pairs", {}).get("num_pairs")) for report in reports],
+        "groups": [count(report.get("groups", {}).get("num_groups")) for report in reports],
+        "mean margin": [three_decimals(report.get("pairs", {}).get("margin_mean")) for report in reports],
+        "steps": [count(report.get("update", {}).get("num_steps")) for report in reports],
+        "last loss": [three_decimals(report.get("update", {}).get("last", {}).get("loss")) for report in reports],
         "rejected above reference, last step": [
-            _percent(report.get("update", {}).get("last", {}).get("rejected_active")) for report in reports
+            percent(report.get("update", {}).get("last", {}).get("rejected_active")) for report in reports
         ],
         "decision": [str(report.get("decision", "")) for report in reports],
     }
@@ -234,21 +241,8 @@ def _round_name(round: int) -> str:
     return f"after round {round}" if round else "before"
 
 
-def _with_error(evaluate: Mapping[str, Any]) -> str:
-    reward, error = finite(evaluate.get("reward")), finite(evaluate.get("reward_se"))
-    return "" if reward is None else number(reward) + (f" ± {number(error)}" if error is not None else "")
-
-
-def _figure(value: Any) -> str:
-    return "" if finite(value) is None else f"{value:.3f}"
-
-
-def _percent(value: Any) -> str:
-    return "" if finite(value) is None else share(value, 1)
-
-
-def _count(value: Any) -> str:
-    return "" if value is None else f"{value:,}"
+def _reward_of(evaluate: Mapping[str, Any]) -> str:
+    return with_error(evaluate.get("reward"), evaluate.get("reward_se"))
 
 
 # ---- fates ----------------------------------------------------------------------------------------------------------

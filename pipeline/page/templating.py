@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from pipeline.numbers import number
 from pipeline.page import charts
 from pipeline.texts import visible
 
@@ -31,7 +32,7 @@ def filled(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
-    environment.filters |= {"number": charts.number, "draw": charts.draw, "table": charts.table}
+    environment.filters |= {"number": number, "draw": charts.draw, "table": charts.table}
     edges = ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")
     environment.globals |= {edge.lower(): getattr(charts, edge) for edge in edges}
     script = page_script()

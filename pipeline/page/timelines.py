@@ -92,7 +92,8 @@ def _idle(report: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 
 def _told(report: Mapping[str, Any]) -> str:
-    told = f"{report['seconds']:.1f} s; no stage worked in {share(report['idle_share'], 1)} of them"
+    told = "carried on, the last call alone: " if report.get("is_carried_on") else ""
+    told += f"{report['seconds']:.1f} s; no stage worked in {share(report['idle_share'], 1)} of them"
     if stretches := _idle(report):
         start, end = max(stretches, key=lambda stretch: stretch[1] - stretch[0])
         told += f", {end - start:.1f} s of it at once from {start:.1f} s on"

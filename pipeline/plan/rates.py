@@ -122,23 +122,28 @@ def _of_earlier_run(config: Config) -> Rates | None:
             policy = (settings["policy"]["path"], settings["policy"]["dtype"])
             if policy != (config.policy.path, config.policy.dtype) or kept_versions(run) != installed_versions():
                 continue
-            reports = round_reports(run)
-            if reports and (of := _rates_of(reports[-1], settings)):
-                return Rates(f"the last round of {run}, if it ran on these devices", of)
+            report = next((found for found in reversed(round_reports(run)) if _is_measured(found)), None)
+            if report is not None and (of := _rates_of(report, settings)):
+                return Rates(f"round {report['round']} of {run}, if it ran on these devices", of)
     return None
 
 
+def _is_measured(report: Mapping[str, Any]) -> bool:
+    """Whether a round's times are those of all its work; the first one also starts everything and is not taken."""
+    return report["round"] >= 2 and not report.get("is_carried_on")
+
+
 def _rates_of(report: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Rate]:
-    """The rates in a round's report, whose first round also starts everything and is not taken."""
-    if report["round"] < 2:
-        return {}
+    """The rates in a round's report; none of scoring where the next round was scored in the same time."""
     spent: dict[str, float] = {}
     for span in report["timeline"]:
         spent[span["stage"]] = spent.get(span["stage"], 0.0) + span["end_s"] - span["start_s"]
     done: dict[str, tuple[Literal["tokens", "rows"], float, int]] = {}
     if "sample" in report:
-        done["sample"] = ("tokens", report["sample"]["num_tokens"], settings["sample"]["engines"])
-        done["score"] = ("rows", report["sample"]["num_candidates"], 1)
+        spent["sample"] = report.get("sampling_s", 0.0)
+        done["sample"] = ("tokens", report["sample"]["num_tokens_now"], settings["sample"]["engines"])
+        if not settings["max_staleness"]:
+            done["score"] = ("rows", report["sample"]["num_candidates"], 1)
     if "pairs" in report:
         num_pairs, workers = report["pairs"]["num_pairs"], settings["update"]["workers"]
         done["reference"] = ("rows", num_pairs, workers)

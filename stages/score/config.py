@@ -68,7 +68,14 @@ class FunctionReward(RewardSettings):
 
 RewardConfig = Annotated[ModelReward | FunctionReward | HttpReward | JudgeReward, Field(discriminator="type")]
 
-REWARD_TYPES = ("model", "function", "http", "judge")
+_REWARDS: dict[str, type[RewardSettings]] = {
+    "model": ModelReward,
+    "function": FunctionReward,
+    "http": HttpReward,
+    "judge": JudgeReward,
+}
+
+REWARD_TYPES = tuple(_REWARDS)
 
 
 class ScoreConfig(Settings):
@@ -90,7 +97,16 @@ class ScoreConfig(Settings):
 
 def reward_names(score: ScoreConfig | None) -> list[str]:
     """What each reward is called in tables and reports."""
-    return [reward.name or reward.default_name for reward in (score.rewards if score else ())]
+    return [_name(reward) for reward in (score.rewards if score else ())]
+
+
+def reward_name(settings: Mapping[str, Any]) -> str:
+    """The same for a reward in a run's config, whose plain values were checked when it was loaded."""
+    return _name(_REWARDS[settings["type"]].model_construct(**settings))
+
+
+def _name(reward: RewardSettings) -> str:
+    return reward.name or reward.default_name
 
 
 def costs(score: ScoreConfig | None) -> frozenset[str]:

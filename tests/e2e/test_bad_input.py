@@ -28,9 +28,7 @@ def refused(outcome, *says: str, code: int = 1) -> None:
     [
         (["policy.path=/no/such/folder"], 1, "policy.path"),
         pytest.param(["policy.path=no-such/model"], 1, "hub", marks=pytest.mark.slow),
-        pytest.param(
-            ["score.rewards.0.path=embedded:reverse"], 1, "ForSequenceClassification", marks=pytest.mark.slow
-        ),
+        pytest.param(["score.rewards.0.path=embedded:reverse"], 1, "ForSequenceClassification", marks=pytest.mark.slow),
         (["prompts.path=/no/such/file.jsonl"], 1, "prompts.path"),
         pytest.param(["run.dir=/proc/nowhere"], 1, "run.dir", marks=pytest.mark.slow),
         pytest.param(["score.rewards.1.target=no.module:f"], 1, "no.module", marks=pytest.mark.slow),

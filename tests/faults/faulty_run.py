@@ -31,8 +31,8 @@ SMALL = (
 LOST_RAY = "Ray was lost"
 _ENDS_WITHIN_S = 20
 _SCRATCH = re.compile(r"\..+\.[0-9a-f]{8}")  # what `pipeline.files.replacing` writes to
-_TIMED = re.compile(r"seconds|started|timeline|idle_share|engine_sync|.*_s|check")
-"""What no two runs have alike: times, and a file's hash of itself with the times in it."""
+_TIMED = re.compile(r"seconds|started|timeline|idle_share|engine_sync|.*_s|num_tokens_now|is_carried_on|check")
+"""What no two runs have alike: times, what was made in them, and a file's hash of itself with these in it."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -56,6 +57,38 @@ def test_every_chart_has_a_line_a_run_that_has_the_figure(folders):
     assert reward.series[0].values[3] is None and reward.series[1].values[3] is not None
     chosen = found["Log-ratio of the chosen answers"]
     assert len(chosen.x) == 3 * written_run.NUM_STEPS and chosen.series[0].values[-1] is None
+
+
+def test_a_run_without_a_figure_keeps_its_place_among_the_lines(folders, tmp_path):
+    seen = folders[0]
+    blind = Path(shutil.copytree(seen, tmp_path / "blind"))
+    for file in blind.glob("round-*/report.json"):
+        report = read_json(file)
+        report["evaluate"] |= {"win_rate": None}
+        write_json(file, report)
+    (chart,) = (chart for chart in curves(read_runs([blind, seen])) if chart.title == "Win rate")
+    assert [line.name for line in chart.series] == [blind.name, seen.name]
+    assert set(chart.series[0].values) == {None} and None not in chart.series[1].values
+
+
+def test_a_win_rate_of_nothing_is_a_figure(folders, tmp_path):
+    lost = Path(shutil.copytree(folders[0], tmp_path / "lost"))
+    file = lost / "round-0002" / "report.json"
+    report = read_json(file)
+    report["evaluate"] |= {"win_rate": 0.0}
+    write_json(file, report)
+    found = {row[0]: row[1:] for row in figures(read_runs([folders[0], lost]))}
+    assert found["win rate against its first policy"][1] == "0.0%"
+
+
+def test_the_time_of_rounds_that_were_carried_on_is_told_as_what_it_is(folders, tmp_path):
+    sampled = {"num_tokens": 2400, "num_tokens_now": 1200}
+    for name, more in (("whole", {}), ("carried", {"is_carried_on": True})):
+        file = shutil.copytree(folders[0], tmp_path / name) / "round-0001" / "report.json"
+        write_json(file, read_json(file) | {"sample": sampled} | more)
+    found = {row[0]: row[1:] for row in figures(read_runs([tmp_path / "whole", tmp_path / "carried"]))}
+    assert found["time in rounds"] == ["24 s", "24 s (of 1 carried on, the last call alone)"]
+    assert found["sampled tokens a second of it"] == ["100", ""]
 
 
 def test_answers_are_to_the_same_prompts_by_the_policies_that_stand(folders):

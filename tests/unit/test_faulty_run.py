@@ -64,6 +64,8 @@ def test_another_time_is_none(run):
         "idle_share": 0.5,
         "timeline": [{"start_s": 1.0}],
         "first_answers_s": 0.1,
+        "sampling_s": 0.2,
+        "is_carried_on": True,
         "check": "ab",
     }
     (run.folder / REPORT).write_text(json.dumps(json.loads((run.folder / REPORT).read_text()) | times))

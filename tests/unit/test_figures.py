@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from cluster.resources import Devices, Node, Resources, place
 from pipeline import figures
 from pipeline.config_file import load_config
+from pipeline.console import Console
 from pipeline.entries import Entry
 from pipeline.evaluate import Judged, evaluation_figures
+from pipeline.files import read_json, write_json
 from pipeline.layout import lay_out
+from pipeline.live_view import watch
 from pipeline.page.summary import warnings
-from pipeline.report import result_table
+from pipeline.report import result_table, round_reports, write_reports
 from stages.contracts import SCORED
 from stages.errors import ConfigError
 
@@ -67,13 +70,52 @@ def test_a_reward_without_a_value_is_left_out_of_the_line_and_warns_of_nothing()
     line = figures.evaluated_line(gone, 1.0)
     assert "exact" not in line and "KL 0.300" in line
     first = gone | {"reward": 1.0, "holdout": {"exact": 0.5}}
-    assert warnings([{"round": 0, "evaluate": first}, {"round": 1, "decision": "promote", "evaluate": gone}]) == []
+    assert warnings([{"round": 0, "evaluate": first}, {"round": 1, "decision": "promote", "evaluate": gone}], 1) == []
 
 
 def test_the_table_has_a_row_a_round_even_where_a_figure_is_missing():
     evaluated = {"reward": 1.0, "reward_se": 0.1, "win_rate": 0.5, "holdout": {"exact": 0.4}}
     rounds = [{"round": 0, "evaluate": evaluated}, {"round": 1}, {"round": 2, "evaluate": evaluated | {"holdout": {}}}]
     assert result_table(rounds).row_count == 3
+
+
+@pytest.mark.parametrize(
+    "figures_of_one",
+    [
+        evaluation_figures(Judged.of([scored([(2.0, 1.0)])], {"holdout": ["exact"]}), Judged({})),
+        evaluation_figures(Judged.of([scored([(None, None)])], {"holdout": ["exact"]}), Judged({"p0": 1.0})),
+    ],
+    ids=["one answer and none to compare with", "no answer with a reward"],
+)
+def test_what_one_answer_cannot_say_is_left_out_everywhere(run, figures_of_one, capsys):
+    file = run / "round-0002" / "report.json"
+    write_json(file, read_json(file) | {"evaluate": figures_of_one})
+    write_reports(run)
+    text = (run / "report.txt").read_text(encoding="utf-8")
+    assert "None" not in text and "nan" not in text
+    assert "win rate" not in figures.evaluated_line(figures_of_one, 1.0)
+    Console().table(result_table(round_reports(run)))
+    (last,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("after round 2"))
+    reward = figures_of_one["reward"]
+    assert f"{reward:.2f}  " in last if reward is not None else "-  " in last
+
+
+def test_answers_without_any_reward_are_told():
+    found = figures.scored([entry(2, errors=2)])
+    assert "none has a reward" in figures.scored_line(found, 1.0)
+
+
+def test_the_table_of_the_written_report_shows_every_name_whole_and_as_it_is(run):
+    names = ["[/x] ok", "[red]apple", *(f"a rather long name of reward number {n}" for n in range(6))]
+    for file in run.glob("round-*/report.json"):
+        report = read_json(file)
+        report["evaluate"]["holdout"] = {name: 0.123 for name in names}
+        write_json(file, report)
+    write_reports(run)
+    head, before = (run / "report.txt").read_text(encoding="utf-8").splitlines()[2:4]
+    assert all(name in head for name in names) and "…" not in head
+    assert before.count("0.123") == len(names)
+    watch(run)  # draws the same table
 
 
 def layout(devices, *overrides):

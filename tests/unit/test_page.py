@@ -5,74 +5,41 @@ from __future__ import annotations
 import shutil
 import unicodedata
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import written_run
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from parsed_page import Parsed, parsed
 
+from pipeline.artifacts import StageFolder
 from pipeline.config_file import load_config
 from pipeline.files import read_json, write_json
-from pipeline.lineage import Lineage, describe
-from pipeline.page.charts import Chart, Series, draw, nice_ticks
-from pipeline.page.curves import step_curves
+from pipeline.lineage import Lineage
+from pipeline.model_card import model_card
+from pipeline.page.comparison import read_runs
 from pipeline.page.examples import examples
 from pipeline.page.render import page
+from pipeline.page.rows import PAGE_ROOM, browser_rows
+from pipeline.page.summary import facts
 from pipeline.page.templating import page_script, script_hash
 from pipeline.reading import published_files, round_folders, round_settings, rows, run_settings
-from pipeline.report import round_reports, show_page
+from pipeline.report import round_reports, show_page, write_reports
+from pipeline.submit import folder_of
 from pipeline.texts import cut, visible
 from pipeline.watched_files import WatchedFiles
+from stages.contracts import PAIRS
 from stages.errors import InputError, StageError
+from stages.score.config import ScoreConfig, reward_names
 from stages.vocab import FATE_MEANINGS, Fate
-
-_VOID = {"meta", "br", "line", "path", "rect", "circle", "input"}  # never closed, or closed within themselves
-
-
-class Parsed(HTMLParser):
-    """Elements, attributes and text of a page; refuses tags that do not close in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.attributes: list[tuple[str, str]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-        self.text = " ".join(" ".join(self.texts).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in _VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in _VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.texts.append(data)
 
 
 @pytest.fixture
 def copy(run, tmp_path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copy"))
-
-
-def parsed(run: Path) -> Parsed:
-    return Parsed(page(run, round_reports(run)))
 
 
 def test_every_fate_stands_there_with_its_count_and_they_add_up(run):
@@ -150,83 +117,41 @@ def test_one_folder_gives_one_page_wherever_it_lies(run, copy):
     assert page(run, round_reports(run)) == page(copy, round_reports(copy))
 
 
-def no_evaluation(run):
-    for file in run.glob("round-*/report.json"):
-        write_json(file, {key: value for key, value in read_json(file).items() if key != "evaluate"})
+def test_groups_are_counted_and_drawn_where_they_were_made(tmp_path):
+    run = written_run.write_run(tmp_path, "pair={strategy: groups}", "update.loss_type=exo")
+    text = parsed(run).text
+    assert "Groups, drawn at random" in text and "a group of" in text and "Largest margins" not in text
+    write_reports(run)
+    made = round_reports(run)[1]["groups"]["num_groups"]
+    assert f"paired   {made} groups of" in (run / "report.txt").read_text(encoding="utf-8")
 
 
-def no_metrics(run):
-    for file in run.glob("round-*/metrics.jsonl"):
-        file.unlink()
+def ready_pair(number, margin):
+    """A pair as it came, all of one prompt."""
+    both = {"prompt_id": "p", "prompt": "asked", "round": 1, "prompt_token_ids": [1], "policy_round": None}
+    score = {"score_chosen": margin, "score_rejected": margin, "margin": margin}
+    sides = {
+        name: value
+        for side in ("chosen", "rejected")
+        for name, value in {
+            f"{side}_id": f"{side} {number}",
+            side: f"{side} text {number}",
+            f"{side}_token_ids": [number],
+            f"{side}_rewards": [],
+        }.items()
+    }
+    return both | score | sides | {"pair_id": f"pair {number}"}
 
 
-def metrics_that_cannot_be_drawn(run):
-    (run / "round-0001" / "metrics.jsonl").write_text('{"step": 1, "loss": NaN, "rewards/chosen": null}\n')
-    (run / "round-0002" / "metrics.jsonl").write_text("")
-
-
-def no_pair(run):
-    shutil.rmtree(run / "round-0002" / "pairs")
-    report = read_json(run / "round-0002" / "report.json")
-    report["pairs"] = {"num_prompts": 8, "num_pairs": 0, "margin_mean": None, "fates": {"tied": 8}}
-    write_json(run / "round-0002" / "report.json", report)
-
-
-def tables_removed(run):
-    for file in run.glob("round-*/*/part-*.parquet"):
-        file.unlink()
-
-
-def nothing_settled(run):
-    for number in (1, 2):
-        shutil.rmtree(run / f"round-{number:04d}")
-    for name in ("config.yaml", "run.json", "final.json"):
-        (run / name).unlink()
-
-
-def second_round_unfinished(run):
-    (run / "round-0002" / "report.json").unlink()
-
-
-def more_figures(run):
-    for file in run.glob("round-*/report.json"):
-        report = read_json(file)
-        report["evaluate"] |= {"kl": 0.5 * report["round"], "texts_nll": 1.25, "holdout": {}}
-        write_json(file, report)
-
-
-def nothing_promoted(run):
-    """The first round made no policy, the second's was held."""
-    lineage = Lineage.read(run / "run.json")
-    first = lineage.rounds[0].start
-    held = [replace(r, standing=first, decision="hold", reason="it fell & fell") for r in lineage.rounds]
-    again = Lineage(run / "run.json")
-    for record in (replace(held[0], result=None), held[1]):
-        again.settle(record)
-        file = run / f"round-{record.round:04d}" / "report.json"
-        write_json(file, read_json(file) | {"decision": "hold", "reason": "it fell & fell"})
-    write_json(run / "final.json", describe(first, run))
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (nothing_promoted, "No round's result was promoted, and the first policy stands"),
-        (nothing_promoted, "The result of round 2 was not promoted (hold): it fell & fell"),
-        (nothing_promoted, "The run stands behind the first policy"),
-        (no_evaluation, "nothing was evaluated, so whether the policy got better is not known"),
-        (no_metrics, "held-out prompts"),
-        (metrics_that_cannot_be_drawn, "held-out prompts"),
-        (no_pair, f"tied {FATE_MEANINGS['tied']} 0 8"),
-        (tables_removed, "prompts drawn 8 8"),
-        (nothing_settled, "No round is settled yet"),
-        (second_round_unfinished, "1 of 2 rounds are settled"),
-        (more_figures, "KL divergence, nats an answer"),
-    ],
-)
-def test_what_a_run_lacks_is_said_and_nothing_breaks(copy, change, said):
-    change(copy)
-    assert said in parsed(copy).text
+@pytest.mark.parametrize("margin", [None, float("nan")])
+def test_every_pair_that_came_without_rewards_is_shown_as_itself(tmp_path, margin):
+    written_run.publish(StageFolder(tmp_path / "pairs", PAIRS), [PAIRS.table(ready_pair(n, margin) for n in range(3))])
+    ((title, shown),) = examples({1: tmp_path})[0].groups
+    assert title == "Drawn at random" and [example.margin for example in shown] == [None] * 3
+    assert [[c.text for c in example.candidates] for example in shown] == [
+        [f"chosen text {n}", f"rejected text {n}"] for n in range(3)
+    ]
+    assert len(browser_rows(tmp_path, {1: tmp_path}, PAGE_ROOM).prompts) == 3
 
 
 def test_a_reward_that_rises_while_a_held_out_one_falls_is_pointed_at(copy):
@@ -237,10 +162,56 @@ def test_a_reward_that_rises_while_a_held_out_one_falls_is_pointed_at(copy):
     assert "may be gamed" in parsed(copy).text
 
 
-def test_a_damaged_table_is_named(copy):
-    part = copy / "round-0001" / "pairs" / "part-00000.parquet"
+def test_what_is_told_is_told_of_the_policy_that_stands(copy):
+    """Rounds 1 and 2 were promoted, and round 3 was rolled back to round 1: the fall in round 2 concerns nobody."""
+    lineage, reports = Lineage.read(copy / "run.json"), round_reports(copy)
+    back = replace(
+        lineage.rounds[1], round=3, standing=lineage.rounds[0].standing, decision="roll_back", reason="it fell"
+    )
+    lineage.settle(back)
+    reports[2]["evaluate"] |= {"reward": 99.0, "holdout": {"exact_match": 0.0}}
+    reports.append(reports[2] | {"round": 3, "decision": "roll_back", "reason": "it fell"})
+    shutil.copytree(copy / "round-0002", copy / "round-0003")
+    for report in reports[2:]:
+        write_json(copy / f"round-{report['round']:04d}" / "report.json", report)
+    stood = reports[1]["evaluate"]["reward"]
+    text, (run,) = parsed(copy).text, read_runs([copy])
+    assert f"to {stood:.2f} on 3 held-out prompts" in text and "may be gamed" not in text
+    (copy / "final.json").unlink()  # it is written after the lineage
+    assert f"to {stood:.2f} on 3 held-out prompts" in parsed(copy).text
+    assert run.result == 1 and f"to {stood:.2f} on 3 held-out prompts" in model_card(copy)
+    assert "may be gamed" not in model_card(copy)
+
+
+@pytest.mark.parametrize(
+    ("reward", "name"),
+    [
+        ({"type": "http", "url": "http://judge.example:5000/get_reward"}, "judge.example"),
+        ({"type": "judge", "url": "http://a.example/v1", "model": "org/large", "rubric": "{{ completion }}"}, "large"),
+        ({"type": "model", "path": "embedded:reverse-judge"}, "reverse-judge"),
+        ({"type": "function", "target": "stages.score.functions:exact_match", "name": "mine"}, "mine"),
+    ],
+)
+def test_a_reward_is_called_what_its_tables_call_it(reward, name):
+    score = ScoreConfig.model_validate({"rewards": [reward]})
+    told = dict(facts({"score": score.model_dump(mode="json")}, 0, 1))["rewards"]
+    assert reward_names(score) == [name] and told == f"{name} (main)"
+
+
+@pytest.mark.parametrize("runs", ["s3://bucket/runs", "s3://bucket/runs/", "/shared/runs"])
+def test_a_command_on_the_page_names_the_run_as_submit_does(copy, runs):
+    sets = [f"run.dir={runs}", "run.name=hostile"]
+    config = load_config(Path("configs/quickstart.yaml"), sets)
+    (copy / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    assert f"prefloop report {folder_of(config)} " in parsed(copy).text
+    assert folder_of(config) == f"{runs.rstrip('/')}/hostile"
+
+
+@pytest.mark.parametrize("stage", ["pairs", "prompts", "candidates"])
+def test_a_damaged_table_is_named(copy, stage):
+    part = copy / "round-0001" / stage / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-9])
-    with pytest.raises(InputError, match="pairs"):
+    with pytest.raises(InputError, match=stage):
         page(copy, round_reports(copy))
 
 
@@ -256,51 +227,6 @@ def test_the_page_can_be_written_beside_a_folder_that_is_read_only(run, tmp_path
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="folder of a run"):
         show_page(tmp_path, None)
-
-
-def test_many_steps_become_few_points_with_the_same_mean():
-    steps = {1: [{"loss": float(number % 7)} for number in range(700)], 2: [{"loss": 1.0}] * 300}
-    settings = {"rounds": [{}, {"update": {"beta": 0.5}}], "update": {"beta": 0.1, "loss_type": "minor_dpo"}}
-    (chart,) = step_curves(steps, settings)
-    values = chart.series[0].values
-    assert len(values) < 200
-    assert chart.marks == [(1.0, "round 1"), (701.0, "round 2")]
-    assert sum(values[:100]) / 100 == pytest.approx(3.0)
-    assert round_settings(settings, 2)["update"] == {"beta": 0.5, "loss_type": "minor_dpo"}
-
-
-def test_log_ratios_are_drawn_in_nats_with_the_band_between_their_tenths():
-    step = {"log_ratios/chosen": 2.0, "log_ratios/chosen/p10": 1.0, "log_ratios/chosen/p90": 5.0}
-    chart = step_curves({1: [step, step], 2: [{"log_ratios/rejected": -1.0}]}, {})[0]
-    chosen, rejected = chart.series
-    assert chosen.values == [2.0, 2.0, None] and rejected.values == [None, None, -1.0]
-    assert chosen.band == [(1.0, 5.0), (1.0, 5.0), None] and rejected.band == [None] * 3
-    drawn = draw(chart)
-    assert [len(line.bands) for line in drawn.lines] == [1, 0]
-    corners = [tuple(map(float, corner.split())) for corner in drawn.lines[0].bands[0].strip("MZ").split("L")]
-    assert len(corners) == 4 and corners[0][1] == corners[1][1] < drawn.lines[0].points[0][1] < corners[2][1]
-
-
-finite = st.floats(-1e6, 1e6)
-
-
-@given(finite, finite, st.integers(2, 8))
-def test_ticks_rise_and_hold_what_is_between_them(a, b, wanted):
-    low, high = min(a, b), max(a, b)
-    ticks = nice_ticks(low, high, wanted)
-    assert len(ticks) >= 2 and ticks == sorted(set(ticks))
-    span = ticks[-1] - ticks[0]
-    assert ticks[0] <= low + 1e-6 * span and high - 1e-6 * span <= ticks[-1]
-
-
-@given(st.lists(st.none() | finite, min_size=1, max_size=30))
-def test_every_value_is_drawn_inside_of_its_chart(values):
-    chart = Chart("t", "u", list(range(len(values))), "step", [Series("s", values)])
-    if chart.is_empty():
-        return
-    (line,) = draw(chart).lines
-    assert len(line.points) == sum(value is not None for value in values)
-    assert all(54 <= x <= 426 and 17.9 <= y <= 190.1 for x, y in line.points)
 
 
 @given(st.text())

@@ -128,13 +128,25 @@ def test_every_limit_of_the_gate_stands_beside_its_figure():
 
 
 def test_tokens_a_second_are_counted_while_sampling_and_over_the_round():
-    timeline = [{"stage": "sample", "start_s": 0.0, "end_s": 2.0}, {"stage": "update", "start_s": 2.0, "end_s": 8.0}]
-    report = {"round": 1, "sample": {"num_tokens": 1000}, "seconds": 10.0, "timeline": timeline}
+    report = {"round": 1, "sample": {"num_tokens": 1000, "num_tokens_now": 1000}, "seconds": 10.0, "sampling_s": 2.0}
     steps = [{"tokens/processed": 300.0, "step_s": 0.5}, {"tokens/processed": 100.0, "step_s": 1.5}]
-    sampling, training = rate_curves([{"round": 0}, report], {1: steps})
+    sampling, training = rate_curves([{"round": 0}, report], {1: steps}, {"max_staleness": 0})
     assert [series.values for series in sampling.series] == [[500.0], [100.0]]
     assert training.series[0].values == [200.0]
-    assert rate_curves([{"round": 0}, {"round": 1}], {}) == []
+    assert rate_curves([{"round": 0}, {"round": 1}], {}, {}) == []
+
+
+def test_rates_are_of_what_was_made_in_the_time_that_was_taken():
+    rounds = [
+        {"round": 1, "sample": {"num_tokens": 1000, "num_tokens_now": 1000}, "seconds": 10.0, "sampling_s": 2.0},
+        {"round": 2, "sample": {"num_tokens": 1000, "num_tokens_now": 250}, "seconds": 4.0, "sampling_s": 0.5},
+        {"round": 3, "sample": {"num_tokens": 1000, "num_tokens_now": 0}, "seconds": 3.0},
+    ]
+    rounds = [rounds[0], *(report | {"is_carried_on": True} for report in rounds[1:])]
+    (sampling,) = rate_curves(rounds, {}, {"max_staleness": 0})
+    assert [series.values for series in sampling.series] == [[500.0, 500.0, None], [100.0, None, None]]
+    (ahead,) = rate_curves(rounds, {}, {"max_staleness": 1})
+    assert [series.values for series in ahead.series] == [[500.0, 500.0, None], [None] * 3]
 
 
 def test_whether_falling_is_a_bug_is_answered_with_the_rounds_own_figures():

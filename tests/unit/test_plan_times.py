@@ -129,7 +129,8 @@ def test_an_earlier_run_of_the_same_policy_gives_its_rates(shapes, tmp_path):
     spans = {"sample": (0, 4), "score": (4, 6), "reference": (6, 7), "update": (7, 12)}
     report = {
         "round": 2,
-        "sample": {"num_tokens": 800, "num_candidates": 40},
+        "sample": {"num_tokens": 800, "num_tokens_now": 800, "num_candidates": 40},
+        "sampling_s": 4.0,
         "pairs": {"num_pairs": 10},
         "timeline": [{"stage": name, "start_s": a, "end_s": b} for name, (a, b) in spans.items()],
     }
@@ -138,6 +139,13 @@ def test_an_earlier_run_of_the_same_policy_gives_its_rates(shapes, tmp_path):
     assert found is not None and str(run) in found.source
     assert found.of["sample"] == Rate("tokens", 200.0) and found.of["score"] == Rate("rows", 20.0)
     assert found.of["update"] == Rate("rows", 2.0 * config.update.num_train_epochs)
+    (run / "round-0003").mkdir()
+    carried_on = report | {"round": 3, "is_carried_on": True, "sampling_s": 0.1}
+    (run / "round-0003" / "report.json").write_text(json.dumps(carried_on), encoding="utf-8")
+    assert kept_rates(config, facts, HERE) == found
+    two = yaml.safe_dump(config.model_dump(mode="json") | {"sample": {"engines": 2}})
+    (run / "config.yaml").write_text(two, encoding="utf-8")
+    assert kept_rates(config, facts, HERE).of["sample"] == Rate("tokens", 100.0)
     other = config_of(shapes, f"run.dir={tmp_path}", "policy.dtype=bfloat16")
     assert kept_rates(other, facts, HERE) is None
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from here import workshop
 from written_run import update_of
 
 from cluster.timing import Timed, timed
 from pipeline.artifacts import StageFolder
+from pipeline.entries import Entry
 from pipeline.jobs.answers import SampleShard
 from pipeline.jobs.probes import TakeWeights
+from pipeline.policies import Policies
+from pipeline.round_context import RoundContext
 from pipeline.spans import Span, busy_s, idle_share
+from pipeline.stage import Done
 from pipeline.timeline import Timeline
 from stages.contracts import CANDIDATES, PROMPTS
 from stages.protocols import Weights
@@ -25,9 +30,9 @@ def weights(round: int) -> Weights:
     return Weights(Path("run/policy"), "a" * 64, round)
 
 
-def sampling(*, of: int, folder: Path = ROUND) -> SampleShard:
+def sampling(*, of: int, folder: Path = ROUND, round: int = 1, stream: str = "policy") -> SampleShard:
     prompts, out = StageFolder(folder / "prompts", PROMPTS), StageFolder(folder / "candidates", CANDIDATES)
-    return SampleShard(0, prompts, out, weights(of), SampleConfig(), Draw(0, 1, 1, "policy"))
+    return SampleShard(0, prompts, out, weights(of), SampleConfig(), Draw(0, round, 1, stream))
 
 
 def test_a_time_in_which_a_stage_works_is_not_idle_however_many_work():
@@ -82,6 +87,26 @@ def test_first_answers_are_those_of_the_new_weights():
         timeline.note(sampling(of=1, folder=ROUND / "evaluation"), Timed(None, began, ended))
     assert timeline.figures(1, 0, 10)["first_answers_s"] == 3.0
     assert [span.stage for span in timeline.between(0, 10)][-2:] == ["swap", "evaluate"]
+
+
+def test_answers_of_a_round_are_timed_wherever_they_were_sampled():
+    """Round 2 is sampled while round 1 is trained; a reference's answers, or a rolled back policy's, do not count."""
+    timeline = Timeline()
+    for began, ended in ((1.0, 2.0), (1.5, 3.0), (9.0, 10.0)):
+        timeline.note(sampling(of=0, round=2), Timed(None, began, ended, worker=f"sampler-{began}"))
+    timeline.note(sampling(of=0, round=1), Timed(None, 0.0, 1.0))
+    timeline.note(sampling(of=0, round=2, stream="initial"), Timed(None, 20.0, 30.0))
+    timeline.note(sampling(of=1, round=2), Timed(None, 40.0, 50.0))
+    assert timeline.sampling_s(2, weights(0)) == 3.0 and timeline.sampling_s(1, weights(0)) == 1.0
+    assert timeline.sampling_s(3, weights(0)) is None
+
+
+@pytest.mark.parametrize(("num_made", "is_carried_on"), [(2, False), (1, True), (0, True)])
+def test_a_round_says_whether_its_times_are_those_of_all_its_work(tmp_path, num_made, is_carried_on):
+    shop = workshop(tmp_path / "run", needs=())
+    at = RoundContext(shop, 1, Policies(weights(0), weights(0)), tmp_path / "run" / "round-0001", "round 1/1")
+    at.tell("score", "told", Done([Entry(n, "f", "sha", 1, 1, "c", 1, [], [], {}) for n in (0, 1)], 1.0, num_made))
+    assert at.figures.get("is_carried_on", False) == is_carried_on
 
 
 def test_a_job_is_timed_where_it_runs_and_keeps_its_value():

@@ -29,6 +29,8 @@ def test_bars_lie_where_their_stages_worked_and_rounds_share_a_scale():
 
 def test_what_was_measured_is_told():
     (line,) = timelines([report(1, 8.0, ("sample", 0.0, 6.0)) | {"first_answers_s": 0.26}])
+    (carried_on,) = timelines([report(1, 8.0, ("sample", 0.0, 6.0)) | {"is_carried_on": True}])
+    assert "the last call alone" in carried_on.told and "alone" not in line.told
     assert "25.0%" in line.told and "0.26 s after the last optimizer step" in line.told
 
 

@@ -160,7 +160,7 @@ async function start() {
   if (!root) return;
   if (typeof DecompressionStream === "undefined") {
     document.getElementById("no-browser").textContent =
-      "This web browser is too old to open the packed rows; those of 2023 and later do. The rows below need nothing.";
+      "This web browser is too old to open the packed rows; those of 2023 and later do." + root.dataset.instead;
     return;
   }
   const browser = new Browser(root, new Rows(await unpack("index")));
