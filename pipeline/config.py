@@ -51,7 +51,7 @@ ROUND_SECTIONS = (
 class Config(Settings):
     """A whole run."""
 
-    run: RunSection
+    run: RunSection = Field(json_schema_extra={"filled_in": "its defaults"})
     policy: PolicyConfig
     reference: str | tuple[str, ...] = Field(
         "round_start",

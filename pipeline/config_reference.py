@@ -117,7 +117,7 @@ def _notes(key: str, field: FieldInfo, kinds: Sequence[type[BaseModel]]) -> Iter
         yield _about(kinds[0])
     else:
         yield "A list. What every entry may have:"
-    if field.is_required():
+    if field.is_required() and _filled_in(field) is None:
         yield "Required."
     elif field.default is None:
         yield "Left out by default: `null`."
@@ -208,7 +208,7 @@ def _bounds(field: FieldInfo) -> Iterator[str]:
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
-        return "**required**"
+        return _filled_in(field) or "**required**"
     default = field.get_default(call_default_factory=True)
     assert default is not PydanticUndefined, "a field that is not required has a default"
     if default is None:
@@ -223,6 +223,12 @@ def _default(field: FieldInfo) -> str:
 def _meaning(field: FieldInfo) -> str:
     told = (field.description or "").replace("|", "\\|")
     return f"{told} (*leaves results alone*)" if _leaves_results_alone(field) else told
+
+
+def _filled_in(field: FieldInfo) -> str | None:
+    """What the reader of config files puts in the place of a field that the class requires, in words."""
+    extra = field.json_schema_extra
+    return str(extra["filled_in"]) if isinstance(extra, Mapping) and "filled_in" in extra else None
 
 
 def _leaves_results_alone(field: FieldInfo) -> bool:

@@ -23,7 +23,11 @@ NAME = r"^[A-Za-z0-9][\w.-]*$"
 class RunSection(Settings):
     """Name, place and seed of a run."""
 
-    name: str = Field(pattern=NAME, description="of the run's folder")
+    name: str = Field(
+        pattern=NAME,
+        description="of the run's folder; two files of one name would share a run",
+        json_schema_extra={"filled_in": "the config file's name, without its ending"},
+    )
     dir: str = where(
         "runs", min_length=1, description="where run folders lie: a folder, or an address such as s3://bucket/runs"
     )

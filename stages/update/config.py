@@ -61,7 +61,7 @@ class UpdateConfig(Settings):
         {}, description="further parameters, by name; of several objectives, by objective and name"
     )
     gate_floor: float | None = Field(
-        None, ge=0, description="nats a sequence; null: 1e-3 in float32, measured in bfloat16"
+        None, ge=0, description="of MinorDPO's inner gate, nats a sequence; null: 1e-3 in float32, measured in bfloat16"
     )
     reference_logps: Literal["trainer", "engine"] = Field(
         "trainer",

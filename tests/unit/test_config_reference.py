@@ -32,3 +32,9 @@ def test_bounds_and_defaults_are_told():
     assert any(line.startswith("| `top_p` | number, more than 0, at most 1 | `1.0` |") for line in lines)
     assert any(line.startswith("| `num_threads` | whole number or `null`, at least 1 | `null` |") for line in lines)
     assert any(line.startswith("| `path` | text, not empty | **required** |") for line in lines)
+
+
+def test_what_the_reader_of_files_fills_in_is_not_called_required():
+    section = config_reference.written().partition("## `run`")[2].partition("\n## ")[0]
+    assert "required" not in section.lower()
+    assert "the config file's name" in section
