@@ -23,8 +23,8 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.rglob("part-*.parquet"))}
 
 
-# Four cells of the kill matrix (`tests/faults`), by the call in which they die: a raylet; a driver; a sampler whose part
-# is in place and its entry not, and the scorer with its rewards in memory.
+# Four cells of the kill matrix (`tests/faults`), by the call in which they die: a raylet; a driver; a sampler whose
+# part is in place and its entry not, and the scorer with its rewards in memory.
 CELLS = (
     "file.placed[evaluation/prompts/part-]:parent",
     "driver.start:kill",
