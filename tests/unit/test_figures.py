@@ -16,7 +16,7 @@ from pipeline.entries import Entry
 from pipeline.evaluate import Judged, evaluation_figures
 from pipeline.files import read_json, write_json
 from pipeline.layout import lay_out
-from pipeline.live_view import watch
+from pipeline.live_view import show_live
 from pipeline.page.summary import warnings
 from pipeline.report import result_table, round_reports, write_reports
 from stages.contracts import SCORED
@@ -115,7 +115,7 @@ def test_the_table_of_the_written_report_shows_every_name_whole_and_as_it_is(run
     head, before = (run / "report.txt").read_text(encoding="utf-8").splitlines()[2:4]
     assert all(name in head for name in names) and "…" not in head
     assert before.count("0.123") == len(names)
-    watch(run)  # draws the same table
+    show_live(run)  # draws the same table
 
 
 def layout(devices, *overrides):

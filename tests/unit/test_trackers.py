@@ -95,13 +95,23 @@ def test_wandb_offline_keeps_every_point_once_goes_on_in_the_same_run_and_knows_
     files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
     ids = {file.stem.removeprefix("run-") for file in files}
     assert ids == {json.loads((folder / "trackers.json").read_text())["wandb"]["id"]}
-    told = [record for file in files for record in records(file)]
+    told = ended(files)
     assert [record.exit.exit_code for record in told if record.HasField("exit")] == [1, 0]
     rows = [row(record) for record in told if record.HasField("history")]
     points = [(row["update/step"], row["update/loss"]) for row in rows if "update/loss" in row]
     assert points == [(5, 0.7), (6, 0.6), (7, 0.5)]
     (evaluated,) = [row for row in rows if "evaluation/reward" in row]
     assert evaluated["evaluation/holdout/exact_match"] == 0.25 and evaluated["evaluation/round"] == 2
+
+
+def ended(files):
+    """All that is told of some calls, once each has ended; wandb's own process may still be writing."""
+    deadline = time.monotonic() + 20
+    while True:
+        told = [record for file in files for record in records(file)]
+        if sum(record.HasField("exit") for record in told) >= len(files) or time.monotonic() > deadline:
+            return told
+        time.sleep(0.1)
 
 
 def row(record):
