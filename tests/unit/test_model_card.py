@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 import written_run
 import yaml
+from killed import killed_after
 from refusals import refused
 
 from pipeline.lineage import Lineage, read_records, write_records
@@ -130,6 +131,19 @@ def test_a_base_model_of_the_hub_is_named_by_where_its_files_lay(run):
     snapshot = run / "hub" / "models--org--base" / "snapshots" / "1"
     write_records(file, json.loads(json.dumps(read_records(file)).replace('"first"', f'"{snapshot}"')))
     assert "base_model: org/base" in model_card(run)
+
+
+def test_an_export_that_dies_is_there_whole_or_not_at_all_and_can_be_made_again(run, tmp_path, monkeypatch):
+    out = tmp_path / "shared" / "model"
+    out.mkdir(parents=True)
+    for number in (1, 2, 3):
+        with killed_after(number, monkeypatch, of="replace"):
+            export_model(run, out)
+        names = {file.name for file in out.iterdir()} if out.exists() else set()
+        assert not names or {"README.md", "config.json"} <= names
+        shutil.rmtree(out, ignore_errors=True)
+    export_model(run, out)
+    assert {path.name for path in out.parent.iterdir()} == {"model"}
 
 
 def test_what_cannot_be_exported_is_refused(run, tmp_path):
