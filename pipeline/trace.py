@@ -132,7 +132,7 @@ class _Teller:
             yield from self._pair(pair, numbers, path)
         for group in groups:
             yield from self._group(group, numbers)
-        yield from self._update(path, record, _part(pairs, groups))
+        yield from self._update(path, record, _part(pairs, groups, of_groups=(path / "groups").exists()))
 
     def _fate(self, path: Path) -> Iterator[str]:
         found = self._rows(path / "fates")
@@ -225,9 +225,9 @@ class _Teller:
         return {row["response_id"]: row for row in self._rows(path / "scored")}
 
 
-def _part(pairs: Sequence[Any], groups: Sequence[Any]) -> str:
-    if groups:
-        return "groups, this one among them"
+def _part(pairs: Sequence[Any], groups: Sequence[Any], *, of_groups: bool) -> str:
+    if of_groups:
+        return "groups, this one among them" if groups else "groups, this prompt not among them"
     if len(pairs) > 1:
         return f"pairs, these {len(pairs)} among them"
     return "pairs, this pair among them" if pairs else "pairs, this prompt not among them"

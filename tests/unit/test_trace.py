@@ -55,7 +55,14 @@ def test_every_id_of_a_prompt_leads_to_it(run):
 def test_a_prompt_without_a_pair_is_told_with_its_reason(run):
     fate = next(row for row in of_round(run, 1, "fates") if row["fate"] == "prompt_too_long")
     text = told(run, fate["prompt_id"])
-    assert "prompt_too_long: 900 tokens" in text and "this prompt not among them" in text
+    assert "prompt_too_long: 900 tokens" in text and "pairs, this prompt not among them" in text
+
+
+def test_a_prompt_without_a_group_is_told_beside_how_many_groups_there_were(tmp_path):
+    run = written_run.write_run(tmp_path, "pair={strategy: groups}", "update.loss_type=exo", rounds=1)
+    of_fate = {row["fate"]: row["prompt_id"] for row in of_round(run, 1, "fates")}
+    assert "groups, this prompt not among them" in told(run, of_fate["prompt_too_long"])
+    assert "groups, this one among them" in told(run, of_fate["paired"])
 
 
 def test_a_held_out_prompt_is_told_by_its_evaluations(run):
