@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import read_json
-from pipeline.lineage import read_records
+from pipeline.lineage import shown_records
 from pipeline.page import spreads, summary
 from pipeline.page.curves import about_falling, read_steps, step_curves
 from pipeline.page.decisions import decisions
@@ -68,7 +68,7 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]], *, room: Room = PAG
         whole_page=room == PAGE_ROOM,
         trace=f"prefloop trace {command_folder}",
         examples=examples({round: folders[round] for round in settled}),
-        lineage=read_records(folder / "run.json"),
+        lineage=shown_records(folder / "run.json"),
         result=result,
     )
 
