@@ -244,7 +244,17 @@ def rubric_of(judge: JudgeReward, key: str) -> str:
 
 
 def _import_functions(config: Config) -> None:
-    """Import every reward function first, so that a hash of what they use does not depend on their order."""
+    """Import every reward function first, so that a hash of what they use does not depend on their order.
+
+    Raises:
+        InputError: for one that cannot be imported, or if they should lie in a folder that is not there.
+    """
+    if (folder := config.run.modules) is not None and not folder.is_dir():
+        wanted, fix = (
+            "the folder in which this config's own modules lie",
+            "name where they lie: --set run.modules=FOLDER",
+        )
+        raise InputError("run.modules", wanted=wanted, got=f"no folder {folder}", fix=fix)
     for found in (config, *config.every_round()):
         for reward in found.rewards:
             if isinstance(reward, FunctionReward):

@@ -47,7 +47,7 @@ def find_function(target: str) -> RewardFunction:
             f"score.rewards target {target}",
             wanted="module:function that can be imported",
             got=_told(error),
-            fix="check the spelling, and that the module lies beside the config, in run.modules or on Python's path"
+            fix="check the spelling, and that the module lies beside the config or on Python's path"
             if missing
             else "mend the module there",
         ) from error

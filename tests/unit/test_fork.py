@@ -148,6 +148,15 @@ def test_a_run_that_does_not_say_where_its_modules_lie_asks_for_it(run, own, cap
     assert "made again" in told_of(run, capsys, "update.loss_type=dpo", f"run.modules={own.parent}")
 
 
+def test_modules_that_were_moved_are_asked_for_and_found_where_they_are(run, own, capsys):
+    write_config(load_config(own, ["rounds=2", "update.loss_type=dpo"]), run)
+    moved = own.parent.rename(own.parent.with_name("moved"))
+    prompts = f"prompts.path={moved / 'prompts.jsonl'}"
+    forget_modules()
+    refused(lambda: told_of(run, capsys, prompts), "run.modules", str(own.parent), kind=InputError)
+    assert "made again" in told_of(run, capsys, prompts, f"run.modules={moved}")
+
+
 def test_the_rounds_of_a_named_config_count(run, own, capsys):
     assert "rounds 3 to 5 all new" in told_of(run, capsys, config_file=own)
     own.write_text(own.read_text().replace("rounds: 5", "rounds: [{}, {pair: {min_margin: 2}}, {}]"))
