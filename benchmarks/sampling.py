@@ -36,7 +36,7 @@ def stage(folder: Path, num_prompts: int) -> dict[str, Any]:
     from pipeline.start import opened
 
     config = load_config(QUICKSTART, [])
-    with opened(config, QUICKSTART, folder, Console(), needs=("policy", "prompts")) as shop:
+    with opened(config, folder, Console(), needs=("policy", "prompts")) as shop:
         from pipeline.pools import read_prompts  # it imports Ray, which reads an environment that `opened` sets
 
         source, pool, prompts = shop.sources.of(1).prompts, StageFolder(folder / "pool", PROMPTS), _prompts(folder)

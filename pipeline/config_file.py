@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import ROUND_SECTIONS, Config
+from pipeline.own_modules import importable, name_own_modules
 from pipeline.secret_words import refuse_secrets
 from pipeline.sections import NAME
 from stages.errors import ConfigError
@@ -23,7 +22,7 @@ from stages.score.config import REWARD_TYPES
 
 
 def load_config(file: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file and apply ``section.key=value`` overrides.
+    """Read a config file and apply ``section.key=value`` overrides; it knows where modules that it names lie.
 
     Raises:
         ConfigError: if the file cannot be read, a key is unknown, or a value is not allowed.
@@ -43,23 +42,17 @@ def load_config(file: Path, overrides: Sequence[str] = ()) -> Config:
                 got=f"{file.stem!r}, after the file",
                 fix=f"--set run.name={name}, or another name for the file",
             )
-    with _importable(file.absolute().parent):
+    named = run.get("modules") if isinstance(run, dict) else None
+    folder = Path(named) if isinstance(named, str) else file.absolute().parent
+    with importable(folder):
         try:
             config = Config.model_validate(values)
         except ValidationError as error:
             raise _readable(error, file) from None
-        _check_rounds(config, file)
-    return config
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let a user's own objectives be found beside the config while it is checked."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
+        rounds = _checked_rounds(config, file)
+    if not name_own_modules([config, *rounds]):
+        return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"modules": folder})})
 
 
 class _Loader(yaml.SafeLoader):
@@ -116,8 +109,12 @@ def _first_finding(error: yaml.YAMLError) -> str:
     return f"{told} (line {mark.line + 1}, column {mark.column + 1})"
 
 
-def _check_rounds(config: Config, file: Path) -> None:
-    """Refuse what cannot hold in single rounds: entries of a list of rounds, numbers by round."""
+def _checked_rounds(config: Config, file: Path) -> list[Config]:
+    """The config of each round with settings of its own.
+
+    Raises:
+        ConfigError: for what cannot hold in single rounds: entries of a list of rounds, numbers by round.
+    """
     entries = () if isinstance(config.rounds, int) else config.rounds
     for number, entry in enumerate(entries, start=1):
         for key in entry:
@@ -126,15 +123,17 @@ def _check_rounds(config: Config, file: Path) -> None:
                 hint = f"did you mean {near[0]}?" if near else "write sections, for example {update: {beta: 0.05}}"
                 wanted = f"overrides of {', '.join(ROUND_SECTIONS)}"
                 raise ConfigError(f"{file}: rounds.{number - 1}", wanted=wanted, got=repr(key), fix=hint)
+    found = []
     for number in range(1, config.num_entries + 1):
         under = f"rounds.{number - 1}" if number <= len(entries) and entries[number - 1] else f"round {number}"
         try:
-            config.for_round(number)
+            found.append(config.for_round(number))
         except ValidationError as error:
             raise _readable(error, file, under=under) from None
         except ConfigError as error:
             where = f"{file}: {under}.{error.where}"
             raise ConfigError(where, wanted=error.wanted, got=error.got, fix=error.fix) from None
+    return found
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import models
 from pipeline.artifacts import MANIFEST, StageFolder
 from pipeline.console import Console
-from pipeline.export_formats import FORMATS, ExportedPair, Row
+from pipeline.export_formats import FORMATS, ExportedPair, Format, Row
 from pipeline.files import read_json, replacing
 from pipeline.reading import rounds_in, run_settings
 from stages.contracts import MESSAGE, PAIRS, PROMPTS, REFERENCE_LOGPS
 from stages.errors import InputError
+
+_ROWS = 256  # of pairs, with their token ids, held at a time
+_ROWS_A_GROUP = 4096  # of an exported table
 
 
 def export_pairs(run: Path, *, kind: str, rounds: Sequence[int], out: Path | None) -> None:
@@ -44,36 +49,56 @@ def export_pairs(run: Path, *, kind: str, rounds: Sequence[int], out: Path | Non
         )
     console = Console()
     folders, ends = _round_folders(run, rounds, console), _find_ends(run)
-    pairs = [pair for folder in folders for pair in _round_pairs(folder, ends)]
-    chats = pairs[0].chat is not None if pairs else False
-    if any((pair.chat is not None) != chats for pair in pairs):
+    kinds = {folder: _are_chats(folder) for folder in folders if any(entry.rows for entry in _pairs(folder).entries())}
+    if len(set(kinds.values())) > 1:
         raise InputError(
             str(run),
             wanted="pairs of chats, or pairs of plain text",
             got="rounds of both",
             fix="export them apart: --round K --out FILE",
         )
-    rows = [row for pair in pairs if (row := form.row(pair)) is not None]
-    _write(target, rows, chats)
+    chats, counted = any(kinds.values()), _Counts()
+    pairs = (pair for folder in kinds for pair in _round_pairs(folder, ends, chats=chats))
+    _write(target, counted.rows(pairs, form), chats)
     if form.beside is not None:
         form.beside(target, chats)
-    console.text(f"{len(rows):,} pairs of {len(folders)} rounds   {target}\nuse   {form.use(target, chats)}")
-    if num_left := len(pairs) - len(rows):
+    console.text(f"{counted.num_rows:,} pairs of {len(folders)} rounds   {target}\nuse   {form.use(target, chats)}")
+    if num_left := counted.num_pairs - counted.num_rows:
         console.text(f"{num_left:,} pairs are left out: {kind} holds only chats in which user and assistant take turns")
-    if kind == "trl" and (num_open := sum(pair.chosen_logp is None for pair in pairs)):
+    if kind == "trl" and counted.num_open:
         why = (
             "their objective takes no reference, or one of their answers does not end in an EOS, which other trainers "
             "append"
             if ends is not None
             else "no tokenizer of the policy is here, to see which answers end in an EOS"
         )
-        console.text(f"{num_open:,} of them without reference log-probs: {why}")
+        console.text(f"{counted.num_open:,} of them without reference log-probs: {why}")
 
 
-def _write(target: Path, rows: Iterable[Row], chats: bool) -> None:
+@dataclass(slots=True)
+class _Counts:
+    """What passed: pairs, those of them without reference log-probs, and rows that the format could hold."""
+
+    num_pairs: int = 0
+    num_open: int = 0
+    num_rows: int = 0
+
+    def rows(self, pairs: Iterable[ExportedPair], form: Format) -> Iterator[Row]:
+        for pair in pairs:
+            self.num_pairs += 1
+            self.num_open += pair.chosen_logp is None
+            if (row := form.row(pair)) is not None:
+                self.num_rows += 1
+                yield row
+
+
+def _write(target: Path, rows: Iterator[Row], chats: bool) -> None:
     with replacing(target) as scratch:
         if target.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(list(rows), schema=_trl_schema(chats)), scratch, compression="zstd")
+            schema = _trl_schema(chats)
+            with pq.ParquetWriter(scratch, schema, compression="zstd") as table:
+                while some := list(islice(rows, _ROWS_A_GROUP)):
+                    table.write_table(pa.Table.from_pylist(some, schema=schema))
             return
         with scratch.open("w", encoding="utf-8") as file:
             for row in rows:
@@ -91,34 +116,55 @@ def _trl_schema(chats: bool) -> pa.Schema:
 
 def _round_folders(run: Path, rounds: Sequence[int], console: Console) -> list[Path]:
     """The folders of the rounds named, else of all but the last ones that are not finished."""
-    found = {number: path for number, path in rounds_in(run).items() if (path / "pairs").is_dir()}
+    everything = rounds_in(run)
+    found = {number: folder for number, folder in everything.items() if (folder / "pairs").is_dir()}
+    made_groups = {number: folder for number, folder in everything.items() if (folder / "groups").is_dir()}
     missing = next((number for number in rounds if number not in found), None)
     if not found or missing is not None:
+        _refuse_groups([made_groups[number] for number in rounds or made_groups if number in made_groups])
         raise InputError(
             str(run),
             wanted="a run with pairs" if not found else f"pairs of round {missing}",
             got="no round with pairs in it" if not found else f"pairs of the rounds {', '.join(map(str, found))}",
             fix="runs lie in runs/NAME by default",
         )
+    for number in () if rounds else made_groups:
+        console.text(f"round {number} is left out: it made groups, not pairs")
     wanted = list(rounds or sorted(found))
-    lacking = {number: lack for number in wanted if (lack := _lack(found[number])) is not None}
-    while not rounds and len(wanted) > 1 and wanted[-1] in lacking:
+    unfinished = {number: why for number in wanted if (why := _unfinished(found[number])) is not None}
+    while not rounds and len(wanted) > 1 and wanted[-1] in unfinished:
         number = wanted.pop()
-        console.text(f"round {number} is left out: {lacking[number]}")
+        console.text(f"round {number} is left out: {unfinished[number]}")
     for number in wanted:
-        if number in lacking:
+        if number in unfinished:
             raise InputError(
                 str(found[number]),
                 wanted="finished pairs, and finished reference_logps beside the pairs",
-                got=lacking[number],
+                got=unfinished[number],
                 fix="let the round finish, or name finished ones with --round",
             )
     return [found[number] for number in wanted]
 
 
-def _lack(folder: Path) -> str | None:
-    """In words, what a round lacks to be exported; None if nothing."""
-    pairs, logps = StageFolder(folder / "pairs", PAIRS), _reference(folder)
+def _refuse_groups(folders: Sequence[Path]) -> None:
+    """Refuse the first of some rounds that were trained on groups, if there is one.
+
+    Raises:
+        InputError: then.
+    """
+    for folder in folders:
+        raise InputError(
+            str(folder),
+            wanted="pairs, which is what other trainers' files hold",
+            got="groups: with pair.strategy groups, a row has all answers to a prompt",
+            fix=f'load_dataset("parquet", data_files="{folder}/groups/part-*.parquet") reads them as they are; for '
+            "pairs, fork the run with another pair.strategy and an objective on pairs",
+        )
+
+
+def _unfinished(folder: Path) -> str | None:
+    """In words, what of a round is not finished; None where it can be exported."""
+    pairs, logps = _pairs(folder), _reference(folder)
     num_parts = len(pairs.entries())
     if not pairs.is_closed() or not num_parts or pairs.missing(num_parts):
         return "its pairs are not finished"
@@ -140,22 +186,32 @@ def _reference(folder: Path) -> StageFolder:
     return StageFolder(several if several.is_dir() else folder / "reference_logps", REFERENCE_LOGPS)
 
 
-def _round_pairs(folder: Path, ends: Ends | None) -> Iterator[ExportedPair]:
-    pairs, logps = StageFolder(folder / "pairs", PAIRS), _reference(folder)
-    chats = _conversations(folder)
+def _pairs(folder: Path) -> StageFolder:
+    return StageFolder(folder / "pairs", PAIRS)
+
+
+def _round_pairs(folder: Path, ends: Ends | None, *, chats: bool) -> Iterator[ExportedPair]:
+    """A round's pairs in order; memory holds some rows, a part's log-probs and a part's chats."""
+    pairs, prompts, logps = _pairs(folder), StageFolder(folder / "prompts", PROMPTS), _reference(folder)
     closing = frozenset() if ends is None else ends.of_chats if chats else frozenset([ends.eos_id])
     for entry in pairs.entries():
-        table = logps.read(entry.shard) if not _takes_no_reference(folder) else REFERENCE_LOGPS.table([])
-        known = dict(zip(*(table[name].to_pylist() for name in ("response_id", "logp")), strict=True))
-        for row in pairs.read(entry.shard).to_pylist():
+        known = {} if _takes_no_reference(folder) else _column(logps, entry.shard, "response_id", "logp")
+        asked = _column(prompts, entry.shard, "prompt_id", "conversation") if chats else {}
+        for row in (row for table in pairs.slices(entry.shard, _ROWS) for row in table.to_pylist()):
             fit = all(row[f"{role}_token_ids"][-1] in closing for role in ("chosen", "rejected"))
             yield ExportedPair(
                 row,
-                chats.get(row["prompt_id"]),
+                asked.get(row["prompt_id"]),
                 known.get(row["chosen_id"]) if fit else None,
                 known.get(row["rejected_id"]) if fit else None,
                 *(ends.around(row) if ends is not None else ()),
             )
+
+
+def _column(stage: StageFolder, shard: int, key: str, name: str) -> dict[str, Any]:
+    """A column of a part by the rows' ids."""
+    table = stage.read(shard)
+    return dict(zip(table[key].to_pylist(), table[name].to_pylist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +256,11 @@ def _find_ends(run: Path) -> Ends | None:
     return Ends(tokenizer.eos_token, eos_id, of_chats, tokenizer.bos_token or "", tokenizer.bos_token_id)
 
 
-def _conversations(folder: Path) -> dict[str, Any]:
-    """Each prompt's chat, where all of the round's prompts are chats; else none."""
-    chats: dict[str, Any] = {}
-    if (folder / "prompts").is_dir():
-        for table in StageFolder(folder / "prompts", PROMPTS).read_all():
-            rows = table.select(["prompt_id", "conversation"])
-            chats |= dict(zip(rows["prompt_id"].to_pylist(), rows["conversation"].to_pylist(), strict=True))
-    return chats if chats and all(chats.values()) else {}
+def _are_chats(folder: Path) -> bool:
+    """Whether all of a round's prompts are chats."""
+    if not (folder / "prompts").is_dir():
+        return False
+    lengths = [
+        pc.list_value_length(table["conversation"]) for table in StageFolder(folder / "prompts", PROMPTS).read_all()
+    ]
+    return any(map(len, lengths)) and all(pc.min(found.fill_null(0)).as_py() for found in lengths if len(found))

@@ -121,6 +121,15 @@ def read_vouched(file: Path, wanted: str, *, fix: str) -> dict[str, Any]:
     return found
 
 
+def read_unvouched(file: Path) -> dict[str, Any] | None:
+    """A JSON object that has no hash of itself, as earlier versions wrote it; None for anything else."""
+    try:
+        found = read_json(file)
+    except InputError:
+        return None
+    return found if isinstance(found, dict) and _CHECK not in found else None
+
+
 def _hash(value: Mapping[str, Any]) -> str:
     return _hash_as_read(json.loads(json.dumps(value)))  # keys in the order that they have when they are read again
 

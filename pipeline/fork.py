@@ -14,14 +14,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pipeline import embedded
 from pipeline.config import Config
 from pipeline.config_file import load_config
 from pipeline.console import Console
 from pipeline.lineage import Lineage, read_records, write_records
-from pipeline.reading import num_rounds, round_folders, run_settings
+from pipeline.own_modules import importable
+from pipeline.reading import round_folders, run_settings
 from pipeline.reuse import STAGES, Comparison, Reuse, Reused
 from pipeline.run_folder import write_config
+from pipeline.schedule import asked_rounds
 from pipeline.sources import find_sources
 from pipeline.watched_files import WatchedFiles
 from stages.errors import InputError, StageError
@@ -35,7 +36,7 @@ def fork(run: Path, overrides: Sequence[str], *, name: str, config_file: Path | 
     Args:
         overrides: what is other, as ``section.key=value``.
         name: of the new run, beside the other one.
-        config_file: in the place of the run's own config; modules of rewards are found beside it.
+        config_file: in the place of the run's own config.
         dry_run: only say it.
 
     Raises:
@@ -51,13 +52,16 @@ def fork(run: Path, overrides: Sequence[str], *, name: str, config_file: Path | 
             got="no such file",
             fix="let a round finish, then fork",
         )
-    sets = [*_added_rounds(run, overrides), *overrides, f"run.dir={run.parent}", f"run.name={name}"]
-    old, new = load_config(run / _CONFIG), load_config(file, sets)
+    added = [] if config_file is not None else _added_rounds(run, overrides)
+    sets = [*added, *overrides, f"run.dir={run.parent}", f"run.name={name}"]
+    new = load_config(file, sets)  # first, so that of two modules of one name its own is imported
     if new.folder().exists():
         raise StageError(
             str(new.folder()), wanted="a new run", got="a folder of this name", fix="another name: --name NAME"
         )
-    found = Comparison(run, old, new, find_sources(new, maker=embedded.make)).reuse()
+    with importable(new.run.modules):
+        old = load_config(run / _CONFIG)
+        found = Comparison(run, old, new, find_sources(new)).reuse()
     show(found, new)
     if dry_run:
         return
@@ -70,11 +74,11 @@ def fork(run: Path, overrides: Sequence[str], *, name: str, config_file: Path | 
 
 def _added_rounds(run: Path, overrides: Sequence[str]) -> list[str]:
     """Rounds that were added to the run are its fork's too, where nothing else is said."""
-    settings = run_settings(run)
-    if any(override.partition("=")[0] == "rounds" for override in overrides) or isinstance(settings["rounds"], list):
+    configured = run_settings(run)["rounds"]
+    if isinstance(configured, list) or any(override.partition("=")[0] == "rounds" for override in overrides):
         return []
-    watched = WatchedFiles(run / "watched.json").num_taken()
-    return [f"rounds={(num_rounds(run, settings) or 0) - watched}"]
+    asked = asked_rounds(run, configured)
+    return [f"rounds={asked}"] if asked != configured else []
 
 
 # ---- what is told ---------------------------------------------------------------------------------------------------
@@ -123,9 +127,8 @@ def take_over(run: Path, config: Config, found: Reuse) -> None:
                         _link(source, scratch / round_folder.name / source.name)
         if found.num_settled:
             _settled(run, scratch, found.num_settled)
-        scratch.mkdir(parents=True, exist_ok=True)
+        write_config(config, scratch)
         scratch.rename(folder)
-        write_config(config)
     except OSError as error:
         raise StageError(
             str(folder), wanted="a folder to write in", got=error.strerror or str(error), fix="--set run.dir=…"

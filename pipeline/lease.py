@@ -1,8 +1,9 @@
 """One writer of a run at an address: who holds its lease renews it, and who finds it unrenewed takes it over.
 
 The lease is a file on the store, created and changed only by puts with a condition, so that of two who ask at once one
-gets it. Nobody's clock is compared with another's: whoever finds a lease watches for its whole time whether it is
-renewed. A holder that is known to be dead, a process of this very machine, is not waited for.
+gets it. No clock is compared with another's to take one: whoever finds a lease watches for its whole time whether it is
+renewed. A holder that is known to be dead, a process of this very machine, is not waited for. Only `is_leased`, which
+gives no right to write, goes by the holder's clock, since its caller does not wait.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Lease:
     """
 
     def __init__(self, store: Store, *, seconds: float = LEASE_S, tell: Callable[[str], object] = print) -> None:
-        self._store, self._seconds, self._tell = store, seconds, tell
+        self._store, self._seconds, self._tell = store, float(seconds), tell
         self._me = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "id": uuid.uuid4().hex}
         self._tag = ""
         self._ended, self.lost = threading.Event(), ""
@@ -85,7 +86,7 @@ class Lease:
         Raises:
             StageError: as soon as it is renewed.
         """
-        told, seconds = told_holder(holder), float(holder["seconds"])
+        told, seconds = told_holder(holder), holder["seconds"]
         self._tell(f"{told} held this run; waiting {seconds:g} s to see whether it still does")
         until = time.monotonic() + seconds
         while (left_s := until - time.monotonic()) > 0:
@@ -101,7 +102,7 @@ class Lease:
         renewed = time.monotonic()
         while not self._ended.wait(self._seconds / _RENEWALS):
             began, tag = time.monotonic(), None
-            with suppress(StageError):  # a store that does not answer may do so in time
+            with suppress(Exception):  # a store that does not answer, or answers wrongly, may do better in time
                 tag = self._store.swap(LEASE, self._content(), self._tag)
                 if tag is None:
                     holder, found = read_lease(self._store)
@@ -139,17 +140,24 @@ def read_lease(store: Store) -> tuple[dict[str, Any], str]:
         StageError: if the file is not as a lease is.
     """
     found = store.read(LEASE)
+    holder: Any
     try:
-        holder = json.loads(found[0]) if found is not None else {}
-        return {"released": True, "id": ""} | holder, found[1] if found is not None else ""
-    except (ValueError, TypeError):
+        holder = json.loads(found[0]) if found is not None else _NOBODY
+    except ValueError:
+        holder = None
+    if not isinstance(holder, dict) or any(type(holder.get(key)) is not type(_NOBODY[key]) for key in _NOBODY):
         raise StageError(
             f"{store.address}/{LEASE}", wanted="a lease", got="something else", fix="delete the file, and run again"
-        ) from None
+        )
+    return holder, found[1] if found is not None else ""
+
+
+_NOBODY = {"released": True, "id": "", "host": "", "machine": "", "pid": 0, "seconds": 0.0, "time": 0.0}
+"""What a lease says, where there is none."""
 
 
 def is_leased(store: Store) -> bool:
-    """Whether somebody holds the run, as far as can be told without watching."""
+    """Whether somebody holds the run, as far as can be told without watching, and if clocks agree."""
     holder, _ = read_lease(store)
     return not holder["released"] and time.time() - holder["time"] < holder["seconds"] and not _is_dead(holder)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import read_vouched, write_vouched
+from pipeline.console import Console
+from pipeline.files import read_unvouched, read_vouched, write_vouched
 from stages.protocols import Weights
 
 
@@ -110,6 +111,20 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 def standing_round(records: Sequence[Mapping[str, Any]]) -> int | None:
     """The round that made the policy that a run stands behind after these; 0: the first policy; None: no round yet."""
     return records[-1]["standing"]["round"] if records else None
+
+
+def shown_records(file: Path) -> list[dict[str, Any]]:
+    """As `read_records`, for what is only shown: a file of an earlier version, without a hash of itself, is read too.
+
+    Raises:
+        ContractError: if it was changed, or is of a version whose records say less.
+    """
+    found = (read_unvouched(file) or {}).get("rounds") if file.exists() else None
+    known = {of_record.name for of_record in fields(RoundRecord)}
+    if not isinstance(found, list) or not all(isinstance(record, dict) and known <= record.keys() for record in found):
+        return read_records(file)
+    Console().line("", "lineage", f"{file} has no hash of itself: whether it was changed since is not known")
+    return found
 
 
 def write_records(file: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -6,6 +6,7 @@ without the folders they lie in; a base model and data sets go into the metadata
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,25 @@ from pipeline.prompt_files import on_hub
 from pipeline.reading import num_rounds, run_settings
 from pipeline.report import round_reports
 from pipeline.versions import kept_versions
+
+_NAMES = frozenset(("path", "reference", "model"))
+"""Keys of models and data: of the hub, embedded, or local."""
+
+_WORDS = frozenset(
+    (
+        *("strategy", "truncated", "unit", "ranking", "loss_type", "reference_logps", "lr_scheduler_type", "dtype"),
+        *("type", "role", "scale", "name", "target", "read", "protocol", "start", "on_fail", "split"),
+    )
+)
+"""Keys whose texts anybody may read: this project's own words, and names of rewards and modules."""
+
+_ADDRESS = re.compile(
+    r"\b[a-z][a-z0-9+.-]*://\S+|\b(?:localhost|[\w-]+(?:\.[\w-]+)+)(?::\d+)\b|\b\d+(?:\.\d+){3}\b", re.I
+)
+_PATH = re.compile(
+    r"(?<![\w/.~-])(?:~[\w.-]*|\.{1,2})?/[^\s'\"`,;:()\[\]{}]+"  # absolute, or from here or from home
+    r"|(?<![\w/.-])[\w.-]+(?:/[\w.-]+){2,}"  # longer than a name of the hub
+)
 
 _MEANINGS = (
     "Each figure is over held-out prompts, one answer each at temperature 1; ± is the standard error. Win rate is "
@@ -36,7 +56,7 @@ def model_card(run: Path) -> str:
     lineage, reports = Lineage.read(run / "run.json"), round_reports(run)
     standing = lineage.rounds[-1].standing
     settled = len(lineage.rounds)
-    told = facts(settings, settled, num_rounds(run, settings))
+    told = [(name, without_places(text)) for name, text in facts(settings, settled, num_rounds(run, settings))]
     lines = ["---", _metadata(settings, lineage).strip(), "---", "", f"# {run.resolve().name}", ""]
     lines += [
         f"A language model, `{settings['policy']['path']}` before, aligned by preferences over its own answers with "
@@ -44,7 +64,7 @@ def model_card(run: Path) -> str:
         "",
         headline(reports, standing.round),
         "",
-        *(f"> {warning}\n" for warning in warnings(reports, standing.round)),
+        *(f"> {without_places(warning)}\n" for warning in warnings(reports, standing.round)),
         "## How it came about",
         "",
         *_list(told),
@@ -55,7 +75,7 @@ def model_card(run: Path) -> str:
         "",
         *([_MEANINGS, ""] if any("evaluate" in report for report in reports) else []),
         *(
-            f"- round {report['round']}, {report['decision']}: {report['reason']}"
+            f"- round {report['round']}, {report['decision']}: {without_places(report['reason'])}"
             for report in reports
             if report["round"]
         ),
@@ -71,15 +91,32 @@ def model_card(run: Path) -> str:
     return "\n".join(lines)
 
 
-def public_settings(value: Any, key: str = "") -> Any:
-    """A config's plain values, local paths in it without the folders before the last name."""
+def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's plain values without texts but those that anybody may read, and places by their last name alone."""
+    found = {}
+    for key, value in settings.items():
+        kept = _public(value, key)
+        if kept is not None or value is None:
+            found[key] = kept
+    return found
+
+
+def without_places(text: str) -> str:
+    """A text in which addresses are left out, and local paths are without the folders before the last name."""
+    return _PATH.sub(lambda found: Path(found[0]).name, _ADDRESS.sub("(an address)", text))
+
+
+def _public(value: Any, key: str) -> Any:
+    """A value as it may be read, by the key that it stands under; None for nothing."""
     if isinstance(value, Mapping):
-        return {name: public_settings(inner, name) for name, inner in value.items()}
+        return public_settings(value)
     if isinstance(value, (list, tuple)):
-        return [public_settings(inner, key) for inner in value]
-    if isinstance(value, str) and key in ("path", "dir", "reference") and not _is_public(value):
-        return Path(value).name
-    return value
+        return [kept for inner in value if (kept := _public(inner, key)) is not None]
+    if not isinstance(value, str):
+        return value
+    if key in _NAMES:
+        return value if _is_public(value) else Path(value).name
+    return without_places(value) if key in _WORDS else None
 
 
 def _is_public(name: str) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from pathlib import Path
 
 from pipeline.artifacts import MANIFEST
 from pipeline.console import Console
-from pipeline.files import write_text
+from pipeline.files import place, sync_tree, write_text
 from pipeline.lineage import Lineage
 from pipeline.mirror import obtain
 from pipeline.model_card import model_card
@@ -19,7 +20,7 @@ CARD = "README.md"
 
 
 def export_model(run: Path, out: Path) -> None:
-    """Copy the policy that a run stands behind to `out`, with a card that says how it came about.
+    """Copy the policy that a run stands behind to `out`, with a card that says how it came about; all of it or nothing.
 
     Raises:
         InputError: if there is no such run, or no result of it was promoted.
@@ -38,17 +39,20 @@ def export_model(run: Path, out: Path) -> None:
         )
     obtain(standing.path)
     refuse_changed_model(standing.path)
-    card = model_card(run)
+    card, out = model_card(run), out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StageError(
             str(out), wanted="a new or an empty folder", got="one with files in it", fix="name another: --model FOLDER"
         )
+    scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir(parents=True)
         for file in sorted(standing.path.iterdir()):
             if file.name not in (MANIFEST, CARD):
-                shutil.copyfile(file, out / file.name)
-        write_text(out / CARD, card)
+                shutil.copyfile(file, scratch / file.name)
+        write_text(scratch / CARD, card)
+        sync_tree(scratch)
+        place(scratch, out)
     except OSError as error:
         raise StageError(
             str(out),
@@ -56,4 +60,6 @@ def export_model(run: Path, out: Path) -> None:
             got=error.strerror or str(error),
             fix="name another: --model FOLDER",
         ) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     Console().text(f"policy of round {standing.round}   {out}   (a Hugging Face folder; {CARD} is its card)")

@@ -270,7 +270,7 @@ class Run:
 
     def _publish(self) -> None:
         """Write the config and the releases that made the lineage, and what follows from that."""
-        write_config(self.config)
+        write_config(self.config, self.folder)
         keep_versions(self.folder)
         self._publish_result()
 

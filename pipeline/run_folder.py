@@ -23,10 +23,10 @@ from pipeline.store import Store
 from stages.errors import InputError, StageError
 
 
-def write_config(config: Config) -> None:
-    """Keep the config, as it was understood, in the run's folder."""
+def write_config(config: Config, folder: Path) -> None:
+    """Keep the config, as it was understood, in a run's folder."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_text(config.folder() / "config.yaml", text)
+    write_text(folder / "config.yaml", text)
 
 
 @contextmanager

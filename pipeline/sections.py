@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -36,6 +37,11 @@ class RunSection(Settings):
         False,
         description="load a model whose config names code of its own (auto_map) by transformers' own class; that code "
         "is never run. False: such a model is refused",
+    )
+    modules: Path | None = where(
+        None,
+        description="where your own modules (rewards, objectives) and files of rubrics lie; null: beside the config. "
+        "A run's own config.yaml names the folder, so that it can be run and forked from there",
     )
     keep: int = where(
         2, ge=1, description="rounds whose weights and optimizer states `prefloop clean` leaves, beside the best's"

@@ -96,7 +96,7 @@ def _bench(config_file: Path, overrides: Sequence[str], out: Path, *, needs: Seq
         if section in _NEEDED and getattr(config, section) is None:
             wanted, fix = _NEEDED[section]
             raise ConfigError(section, wanted=wanted, got=f"a config without {section}", fix=fix)
-    with only_run(out), opened(config, config_file, out, Console(), needs=needs) as shop:
+    with only_run(out), opened(config, out, Console(), needs=needs) as shop:
         yield shop
 
 

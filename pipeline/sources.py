@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline import embedded, models
 from pipeline.config import Config
 from pipeline.config_checks import is_policy_name
+from pipeline.own_modules import OURS, own_objectives
 from pipeline.prompt_files import WHOLE, Part, fetch_dataset, on_hub, source_sha256
 from pipeline.sections import EvaluateConfig, PairsConfig, PromptsConfig, TextsConfig
 from stages.errors import InputError
@@ -22,7 +23,6 @@ from stages.score.functions import find_function
 from stages.score.wire.config import WireSettings, check_rubric, token_of
 from stages.weights import file_sha256, files_sha256, weights_sha256
 
-_OURS = ("pipeline", "stages", "cluster")
 _INSTALLED = frozenset(("site-packages", "dist-packages"))
 
 
@@ -222,7 +222,7 @@ class _Finder:
 
 
 def rubric_of(judge: JudgeReward, key: str) -> str:
-    """A judge's rubric, from the config or from a file, which is looked for as modules are: beside the config first.
+    """A judge's rubric, from the config or from a file, which is looked for as modules are.
 
     Raises:
         InputError: if there is no such file, or it is no rubric.
@@ -232,7 +232,7 @@ def rubric_of(judge: JudgeReward, key: str) -> str:
         return judge.rubric
     named, where = judge.rubric_file, f"{key}.rubric_file"
     file = next((found for folder in (*sys.path, ".") if (found := Path(folder, named)).is_file()), None)
-    fix = "check the spelling, and that it lies beside the config"
+    fix = "check the spelling, and that it lies beside the config, or in run.modules"
     if file is None:
         raise InputError(where, wanted="a text file", got=f"no file {named}", fix=fix)
     try:
@@ -243,13 +243,18 @@ def rubric_of(judge: JudgeReward, key: str) -> str:
     return text
 
 
-def own_objectives(config: Config) -> list[str]:
-    """The import paths of a user's own objectives."""
-    return [name for name in config.update.loss_types if ":" in name]
-
-
 def _import_functions(config: Config) -> None:
-    """Import every reward function first, so that a hash of what they use does not depend on their order."""
+    """Import every reward function first, so that a hash of what they use does not depend on their order.
+
+    Raises:
+        InputError: for one that cannot be imported, or if they should lie in a folder that is not there.
+    """
+    if (folder := config.run.modules) is not None and not folder.is_dir():
+        wanted, fix = (
+            "the folder in which this config's own modules lie",
+            "name where they lie: --set run.modules=FOLDER",
+        )
+        raise InputError("run.modules", wanted=wanted, got=f"no folder {folder}", fix=fix)
     for found in (config, *config.every_round()):
         for reward in found.rewards:
             if isinstance(reward, FunctionReward):
@@ -266,7 +271,7 @@ def _function_sha256(target: str) -> str:
     if file is None:
         return "built in"
     path = Path(file)
-    alone = defined.partition(".")[0] in _OURS or _INSTALLED.intersection(path.parts)
+    alone = defined.partition(".")[0] in OURS or _INSTALLED.intersection(path.parts)
     files = [path] if alone else [path, *imported_from(path.parent)]
     return " ".join(file_sha256(found) for found in dict.fromkeys(files))
 

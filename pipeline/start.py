@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from pipeline.config_file import load_config
 from pipeline.console import Console, Stopwatch, duration
 from pipeline.lineage import Lineage
 from pipeline.mirror import worker_variables
+from pipeline.own_modules import importable
 from pipeline.plan.command import refuse_what_cannot_be_held
 from pipeline.report import result_table, round_reports, where_things_are
 from pipeline.run_folder import following, is_held, next_log_dir, only_run
@@ -54,7 +54,7 @@ def run(
     with following(config) as folder:
         if more_rounds is not None and _add_rounds(config, parse_addition(more_rounds), console):
             return
-        with only_run(folder), opened(config, config_file, folder, console) as shop:
+        with only_run(folder), opened(config, folder, console) as shop:
             from pipeline.driver import align
             from pipeline.run import Run
 
@@ -89,14 +89,11 @@ def _add_rounds(config: Config, more: int, console: Console) -> bool:
 
 
 @contextmanager
-def opened(
-    config: Config, config_file: Path, folder: Path, console: Console, *, needs: Sequence[str] = ALL
-) -> Iterator[Workshop]:
+def opened(config: Config, folder: Path, console: Console, *, needs: Sequence[str] = ALL) -> Iterator[Workshop]:
     """Everything that steps need, for the length of the block: inputs found, Ray up, workers there when asked for.
 
     Args:
         config: what to do.
-        config_file: its file; modules of reward functions are looked for beside it first.
         folder: where results and logs go.
         console: where it is told.
         needs: which of the config's names are used, see `find_sources`; not `ALL` of them for a stage by itself, which
@@ -104,10 +101,9 @@ def opened(
     """
     log_dir = next_log_dir(folder)
     _quiet(log_dir)
-    beside = config_file.absolute().parent
-    sys.path.insert(0, str(beside))
     set_environment(config.cluster)
-    try:
+    modules = [config.run.modules.absolute()] if config.run.modules is not None else []
+    with importable(config.run.modules), _crash_noted(log_dir):
         sources = _find(config, console, log_dir, needs)
         if needs == ALL:
             _tell_shortages(config, console)
@@ -117,14 +113,13 @@ def opened(
         from pipeline.engine_sync import EngineSync
         from pipeline.workshop import Workshop
 
-        shipped = shipped_from(beside)
         with (
             open_trackers(config, folder, console) if needs == ALL else nullcontext(Trackers()) as trackers,
             session(
                 config.cluster,
                 log_dir=log_dir,
-                search_path=[beside],
-                shipped=shipped,
+                search_path=modules,
+                shipped=[path for place in modules for path in shipped_from(place)],
                 variables=worker_variables(),
             ) as devices,
         ):
@@ -136,6 +131,13 @@ def opened(
             with notices.taken(of_nodes=config.cluster.address != "local"):
                 yield Workshop(config, sources, crew, console, folder, EngineSync(crew, folder), trackers)
             crew.close()  # after an error, the end of the session ends them too
+
+
+@contextmanager
+def _crash_noted(log_dir: Path) -> Iterator[None]:
+    """Keep the traceback of what nobody foresaw, and say where."""
+    try:
+        yield
     except (PrefloopError, ClusterError):
         raise
     except Exception as error:

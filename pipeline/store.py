@@ -178,10 +178,13 @@ class Store:
 
     def _swapped_on_disk(self, key: str, content: bytes, tag: str) -> str | None:
         """A disk knows no condition on a put: a lock stands for it."""
-        with (Path(self.address.removeprefix("file://")) / _LOCK).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            found = self.find(key)
-            return self.put(key, content) if found is not None and found.tag == tag else None
+        try:
+            with (Path(self.address.removeprefix("file://")) / _LOCK).open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                found = self.find(key)
+                return self.put(key, content) if found is not None and found.tag == tag else None
+        except OSError as error:
+            raise self._refusal(key, error) from None
 
     @contextmanager
     def _in_words(self, key: str) -> Iterator[None]:
@@ -197,13 +200,16 @@ class Store:
         except (AlreadyExistsError, PreconditionError):
             raise
         except (BaseError, FileNotFoundError, PermissionError, TimeoutError) as error:
-            raise StageError(
-                f"{self.address}/{key}",
-                wanted="a store that answers, and rights to read and write there",
-                got=next(iter(str(error).splitlines()), type(error).__name__)[:300],
-                fix="check the address, the store's variables (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, …) and "
-                "the network; the same command carries on",
-            ) from None
+            raise self._refusal(key, error) from None
+
+    def _refusal(self, key: str, error: Exception) -> StageError:
+        return StageError(
+            f"{self.address}/{key}",
+            wanted="a store that answers, and rights to read and write there",
+            got=next(iter(str(error).splitlines()), type(error).__name__)[:300],
+            fix="check the address, the store's variables (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, …) and the "
+            "network; the same command carries on",
+        )
 
 
 def _other(tag: str | None) -> str:

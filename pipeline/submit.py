@@ -189,7 +189,7 @@ def _found_here(key: str, name: str, config_file: Path, root: Path) -> list[tupl
     pairs: list[tuple[Path, Path]] = []
     if Path(name).is_absolute():
         return []
-    if words[-1] == "path" or (words[-1] == "reference" and is_policy_name(name)):
+    if words[-1] in ("path", "modules") or (words[-1] == "reference" and is_policy_name(name)):
         pairs = [(Path(name).absolute(), root / name)]
     elif words[-1] == "rubric_file":
         pairs = [(beside / name, beside / name)]

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.artifacts import MANIFEST
 from pipeline.console import Console
 from pipeline.find import find_prompt
-from pipeline.lineage import Lineage, RoundRecord
+from pipeline.lineage import shown_records
 from pipeline.model_folders import model_manifest
 from pipeline.reading import prompt_pools, published_files, round_folders, rounds_in, rows
 from pipeline.texts import cut, visible
@@ -43,7 +43,7 @@ def trace(folder: Path, row_id: str, *, full: bool, width: int) -> Iterator[str]
     prompt_id, named = find_prompt(folder, rounds, row_id)
     teller = _Teller(folder, prompt_id, full, width)
     yield from teller.prompt(named)
-    records = {record.round: record for record in Lineage.read(folder / "run.json").rounds}
+    records = {record["round"]: record for record in shown_records(folder / "run.json")}
     told = False
     for round, path in rounds.items():
         lines = [*teller.evaluation(round, path), *teller.round(round, path, records.get(round))]
@@ -112,7 +112,7 @@ class _Teller:
 
     # ---- a round ----------------------------------------------------------------------------------------------------
 
-    def round(self, round: int, path: Path, record: RoundRecord | None) -> Iterator[str]:
+    def round(self, round: int, path: Path, record: Mapping[str, Any] | None) -> Iterator[str]:
         """What became of the prompt in a round; nothing where it was not drawn."""
         if not self._rows(path / "prompts", "prompt_id") and not self._rows(path / "pairs", "prompt_id"):
             return
@@ -132,7 +132,7 @@ class _Teller:
             yield from self._pair(pair, numbers, path)
         for group in groups:
             yield from self._group(group, numbers)
-        yield from self._update(path, record, _part(pairs, groups))
+        yield from self._update(path, record, _part(pairs, groups, of_groups=(path / "groups").exists()))
 
     def _fate(self, path: Path) -> Iterator[str]:
         found = self._rows(path / "fates")
@@ -173,19 +173,19 @@ class _Teller:
         told = "   ".join(f"#{numbers.get(response_id, '?')} {reward:.6g}" for response_id, reward in answers)
         yield f"  group      {group['group_id']}   {len(group['response_ids'])} answers, best first   {told}"
 
-    def _update(self, path: Path, record: RoundRecord | None, part: str) -> Iterator[str]:
+    def _update(self, path: Path, record: Mapping[str, Any] | None, part: str) -> Iterator[str]:
         """What became of the weights; `part` says what they were trained on, and whether this prompt was part of it."""
         if not (path / "policy" / MANIFEST).exists():
             yield "  update     not yet"
             return
         made = model_manifest(path / "policy")
         update = made.get("update", {})
-        start = f"{_sha(record.start.sha256)} -> " if record else ""
+        start = f"{_sha(record['start']['sha256'])} -> " if record else ""
         yield (
             f"  update     {start}{_sha(made['sha256'])}   {update.get('num_steps')} steps on "
             f"{update.get('num_pairs', 0):,} {part}"
         )
-        yield f"  decision   {record.decision}: {record.reason}" if record else "  decision   not yet"
+        yield f"  decision   {record['decision']}: {record['reason']}" if record else "  decision   not yet"
 
     # ---- rows and texts ---------------------------------------------------------------------------------------------
 
@@ -225,9 +225,9 @@ class _Teller:
         return {row["response_id"]: row for row in self._rows(path / "scored")}
 
 
-def _part(pairs: Sequence[Any], groups: Sequence[Any]) -> str:
-    if groups:
-        return "groups, this one among them"
+def _part(pairs: Sequence[Any], groups: Sequence[Any], *, of_groups: bool) -> str:
+    if of_groups:
+        return "groups, this one among them" if groups else "groups, this prompt not among them"
     if len(pairs) > 1:
         return f"pairs, these {len(pairs)} among them"
     return "pairs, this pair among them" if pairs else "pairs, this prompt not among them"

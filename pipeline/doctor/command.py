@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from pipeline.config_file import load_config
 from pipeline.console import Console
 from pipeline.doctor import machine
 from pipeline.doctor.finding import Check, Finding, LeftOut, looked_at
+from pipeline.own_modules import importable
 from pipeline.plan.command import outlook_of
 from stages.errors import InputError, PrefloopError
 from stages.score.config import reward_names
@@ -43,9 +43,8 @@ def show_doctor(config_file: Path | None, overrides: Sequence[str], *, deep: boo
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     config = load_config(config_file, overrides) if config_file is not None else None
-    if config_file is not None:
-        sys.path.insert(0, str(config_file.absolute().parent))
-    findings = list(examined(config, deep=deep))
+    with importable(config.run.modules if config is not None else None):
+        findings = list(examined(config, deep=deep))
     Console().table(_table(findings))
     if bad := [finding.part for finding in findings if finding.state == "bad"]:
         raise InputError(

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.addresses import place_of_run
 from pipeline.files import read_json
-from pipeline.lineage import read_records, standing_round
+from pipeline.lineage import shown_records, standing_round
 from pipeline.page import spreads, summary
 from pipeline.page.curves import about_falling, read_steps, step_curves
 from pipeline.page.decisions import decisions
@@ -40,7 +40,7 @@ def page(folder: Path, reports: Sequence[Mapping[str, Any]], *, room: Room = PAG
     folders, settings = round_folders(folder), run_settings(folder)
     settled = [report["round"] for report in reports if report["round"]]
     asked, stopped = num_rounds(folder, settings), reason_stopped(folder, settings, reports)
-    records, final = read_records(folder / "run.json"), folder / "final.json"
+    records, final = shown_records(folder / "run.json"), folder / "final.json"
     standing = standing_round(records)
     result = read_json(final) if final.exists() else None
     steps = {round: read_steps(folders[round] / "metrics.jsonl") for round in settled}

@@ -32,8 +32,8 @@ def show_plan(
         ConfigError: if they cannot hold it, or by the estimate will not; with the nearest setting that they hold.
         PrefloopError: for a file that is here and cannot be used.
     """
-    config, beside = load_config(config_file, overrides), config_file.absolute().parent
-    hardware, survey = _hardware(config, devices), _survey(config, beside)
+    config = load_config(config_file, overrides)
+    hardware, survey = _hardware(config, devices), _survey(config)
     rates = _rates(config, survey, None if devices else hardware, calibrated=calibrated)
     outlook = look_ahead(config, survey, hardware, elsewhere=devices is not None, rates=rates)
     if outlook.shortages and hardware is not None:
@@ -53,13 +53,9 @@ def show_plan(
         raise _refusal(outlook.shortages, nearest=outlook.nearest)
 
 
-def outlook_of(config: Config, devices: str | None = None, *, beside: Path | None = None) -> Outlook:
-    """The outlook on the devices named, else on this machine; a cluster elsewhere is not known.
-
-    Args:
-        beside: the config file's folder, where it is not on Python's path yet.
-    """
-    return look_ahead(config, _survey(config, beside), _hardware(config, devices), elsewhere=devices is not None)
+def outlook_of(config: Config, devices: str | None = None) -> Outlook:
+    """The outlook on the devices named, else on this machine; a cluster elsewhere is not known."""
+    return look_ahead(config, _survey(config), _hardware(config, devices), elsewhere=devices is not None)
 
 
 def _hardware(config: Config, devices: str | None) -> Hardware | None:
@@ -68,8 +64,8 @@ def _hardware(config: Config, devices: str | None) -> Hardware | None:
     return here(config.cluster) if config.cluster.address == "local" else None
 
 
-def _survey(config: Config, beside: Path | None) -> Survey:
-    return look(list(distinct(found for _, found in rounds_of(config))) or [config], beside=beside)
+def _survey(config: Config) -> Survey:
+    return look(list(distinct(found for _, found in rounds_of(config))) or [config])
 
 
 def _rates(config: Config, survey: Survey, hardware: Hardware | None, *, calibrated: bool) -> Rates | None:

@@ -74,11 +74,8 @@ class Survey:
         return self.data.get(section.path) if section is not None else None
 
 
-def look(configs: Sequence[Config], *, beside: Path | None = None) -> Survey:
+def look(configs: Sequence[Config]) -> Survey:
     """Look at what the configs of a run's rounds name.
-
-    Args:
-        beside: where modules of reward functions are looked for before Python's path: the config file's folder.
 
     Raises:
         PrefloopError: for a file that is here and cannot be used.
@@ -95,7 +92,7 @@ def look(configs: Sequence[Config], *, beside: Path | None = None) -> Survey:
         missing += [_missing_reference(name, check_policy) for name in config.references if is_policy_name(name)]
         for index, reward in enumerate(config.rewards):
             if isinstance(reward, FunctionReward):
-                missing.append(_missing_module(reward.target, f"score.rewards.{index}.target", beside))
+                missing.append(_missing_module(reward.target, f"score.rewards.{index}.target", config.run.modules))
             elif isinstance(reward, ModelReward) and reward.path not in rewards:
                 found = _model(reward.path, f"score.rewards.{index}.path", check_reward)
                 rewards[reward.path] = found
@@ -181,11 +178,11 @@ def _missing_evaluation(evaluate: EvaluateConfig | None) -> list[str]:
     ]
 
 
-def _missing_module(target: str, key: str, beside: Path | None) -> str | None:
+def _missing_module(target: str, key: str, folder: Path | None) -> str | None:
     """In words, that there is no module for a reward function; it is looked for, and not imported."""
     module = target.partition(":")[0]
     top, *inner = module.split(".")
-    spec = PathFinder.find_spec(top, [str(beside), *sys.path] if beside else None)
+    spec = PathFinder.find_spec(top, [str(folder), *sys.path] if folder else None)
     if spec is None:
         with suppress(ValueError):  # a name such as __main__, or none before the first dot
             spec = find_spec(top)  # built in, or found by a hook, as editable installs are
@@ -194,7 +191,11 @@ def _missing_module(target: str, key: str, beside: Path | None) -> str | None:
         name = f"{name}.{part}"
         inside = spec.submodule_search_locations if spec is not None else None
         spec = PathFinder.find_spec(name, inside) if inside is not None else None
-    return None if spec is not None else f"{key} {target}: no module {module} beside the config or on Python's path"
+    return (
+        None
+        if spec is not None
+        else f"{key} {target}: no module {module} beside the config, in run.modules or on Python's path"
+    )
 
 
 def _text(value: object) -> str:

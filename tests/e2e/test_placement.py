@@ -60,7 +60,7 @@ def look():
     print("seen", json.dumps(seen), flush=True)
 
 
-with opened(config, CONFIG, config.folder(), Console()) as shop:
+with opened(config, config.folder(), Console()) as shop:
     from pipeline.driver import align
     from pipeline.run import Run
 

@@ -1,4 +1,4 @@
-"""A process that dies in the middle of a removal, for as long as a block."""
+"""A process that dies in the middle of removals or renamings, for as long as a block."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ class Killed(BaseException):
 
 
 @contextmanager
-def killed_after(removals, monkeypatch):
-    """The process dies just after it removed so many files; with fewer to remove it lives."""
+def killed_after(calls, monkeypatch, *, of="unlink"):
+    """The process dies just after it removed, or with another function of `os` renamed, so many files or folders; with
+    fewer of them it lives."""
     with monkeypatch.context() as patched:
-        unlink, count = os.unlink, itertools.count(1)
+        work, count = getattr(os, of), itertools.count(1)
 
-        def unlink_and_die(*args, **options):
-            unlink(*args, **options)
-            if next(count) == removals:
+        def work_and_die(*args, **options):
+            work(*args, **options)
+            if next(count) == calls:
                 raise Killed
 
-        patched.setattr(os, "unlink", unlink_and_die)
+        patched.setattr(os, of, work_and_die)
         with suppress(Killed):
             yield

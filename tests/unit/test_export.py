@@ -71,6 +71,15 @@ def test_a_run_whose_only_pairs_were_emptied_is_refused(run):
     refused(lambda: exported(run), "its pairs are not finished", kind=InputError)
 
 
+def test_groups_are_refused_in_words_that_say_so(run, tmp_path, capsys):
+    grouped = written_run.write_run(tmp_path / "grouped", "pair={strategy: groups}", "update.loss_type=exo", rounds=1)
+    for rounds in ((), (1,)):
+        refused(lambda rounds=rounds: exported(grouped, *rounds), "groups", "pair.strategy", kind=InputError)
+    shutil.move(run / "round-0002" / "pairs", run / "round-0002" / "groups")
+    assert {row["round"] for row in exported(run)} == {1}
+    assert "round 2 is left out: it made groups" in capsys.readouterr().out
+
+
 # ---- reference log-probs --------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,22 @@ def test_a_holder_whose_lease_was_removed_is_stopped_and_told(store):
             threading.Event().wait(10)
 
     with pytest.raises(StageError, match="its lease was removed"):
+        hold()
+
+
+@pytest.mark.parametrize("broken", [b"[1]", b"{", b'{"id": "another"}', b"no folder"])
+def test_a_holder_whose_lease_cannot_be_renewed_is_stopped_whatever_the_reason(tmp_path, broken):
+    store = Store(f"file://{tmp_path}/runs")
+
+    def hold() -> None:
+        with Lease(store, seconds=0.2).held():
+            if broken == b"no folder":
+                shutil.rmtree(tmp_path / "runs")
+            else:
+                store.put(LEASE, broken)
+            threading.Event().wait(10)
+
+    with pytest.raises(StageError, match="could not be renewed within"):
         hold()
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import written_run
+from refusals import refused
 
+from pipeline.files import read_json
+from pipeline.lineage import Lineage
+from pipeline.page.render import page
 from pipeline.reading import published_files, round_folders, rows
+from pipeline.report import round_reports
 from pipeline.texts import visible
 from pipeline.trace import show_trace, trace
-from stages.errors import InputError
+from stages.errors import ContractError, InputError
 
 
 def told(run: Path, row_id: str, *, full: bool = False) -> str:
@@ -52,10 +58,33 @@ def test_every_id_of_a_prompt_leads_to_it(run):
     assert told(run, f" {pair['prompt_id'][:20]} ") == whole
 
 
+def test_a_lineage_of_an_earlier_version_without_a_hash_of_itself_is_shown_and_not_carried_on(run, capsys):
+    file = run / "run.json"
+    found = read_json(file)
+    prompt_id = of_round(run, 2, "pairs")[0]["prompt_id"]
+    whole = told(run, prompt_id)
+    del found["check"]
+    file.write_text(json.dumps(found))
+    assert told(run, prompt_id) == whole
+    assert "run.json has no hash of itself" in capsys.readouterr().out
+    assert page(run, round_reports(run)).count("promote") >= 2
+    refused(lambda: Lineage.read(file), "run.json", "restore the file", kind=ContractError)
+    del found["rounds"][0]["standing"]
+    file.write_text(json.dumps(found))
+    refused(lambda: page(run, round_reports(run)), "run.json", "restore the file", kind=ContractError)
+
+
 def test_a_prompt_without_a_pair_is_told_with_its_reason(run):
     fate = next(row for row in of_round(run, 1, "fates") if row["fate"] == "prompt_too_long")
     text = told(run, fate["prompt_id"])
-    assert "prompt_too_long: 900 tokens" in text and "this prompt not among them" in text
+    assert "prompt_too_long: 900 tokens" in text and "pairs, this prompt not among them" in text
+
+
+def test_a_prompt_without_a_group_is_told_beside_how_many_groups_there_were(tmp_path):
+    run = written_run.write_run(tmp_path, "pair={strategy: groups}", "update.loss_type=exo", rounds=1)
+    of_fate = {row["fate"]: row["prompt_id"] for row in of_round(run, 1, "fates")}
+    assert "groups, this prompt not among them" in told(run, of_fate["prompt_too_long"])
+    assert "groups, this one among them" in told(run, of_fate["paired"])
 
 
 def test_a_held_out_prompt_is_told_by_its_evaluations(run):

@@ -69,7 +69,7 @@ def write_run(folder: Path, *overrides: str, rounds: int = 2) -> Path:
         if number:
             start = policies[number - 1]
             lineage.settle(RoundRecord(number, start, start, [start], policy, policy, "promote", "every result is", {}))
-    write_config(config)
+    write_config(config, run)
     write_json(run / "final.json", describe(policies[-1], run))
     return run
 

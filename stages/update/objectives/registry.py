@@ -153,7 +153,7 @@ def _readable(error: ValidationError, objective: Objective, key: str) -> ConfigE
 
 def _own_objective(name: str, key: str) -> Objective:
     module, _, attribute = name.partition(":")
-    fix = "name a module beside the config and the Objective in it, for example my_losses:OBJECTIVE"
+    fix = "name a module beside the config, or in run.modules, and the Objective in it, for example my_losses:OBJECTIVE"
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except Exception as error:  # whatever a user's module raises
