@@ -18,7 +18,7 @@ from pipeline.prompt_files import WHOLE, Part, fetch_dataset, on_hub, source_sha
 from pipeline.sections import EvaluateConfig, PairsConfig, PromptsConfig, TextsConfig
 from stages.errors import InputError
 from stages.protocols import Weights
-from stages.score.config import FunctionReward, HttpReward, JudgeReward, RewardConfig, reward_names
+from stages.score.config import FunctionReward, HttpReward, JudgeReward, ModelReward, RewardConfig, reward_names
 from stages.score.functions import find_function
 from stages.score.wire.config import WireSettings, check_rubric, token_of
 from stages.weights import file_sha256, files_sha256, weights_sha256
@@ -131,11 +131,9 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make, needs: 
     Raises:
         InputError: for the first thing that cannot be used.
     """
-    policy = None
-    if "policy" in needs:
-        policy = models.resolve(config.policy.path, key="policy.path", maker=maker)
-        models.check_policy(policy, key="policy.path", ignore_auto_map=config.run.ignore_auto_map)
     find = _Finder(maker, needs, ignore_auto_map=config.run.ignore_auto_map)
+    if "rewards" in needs:
+        _import_functions(config)
     evaluate = config.evaluate if "evaluation" in needs else None
     evaluation = texts = None
     if evaluate is not None:
@@ -143,8 +141,11 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make, needs: 
         section, key = (evaluate, "evaluate.path") if own else (config.prompts, "prompts.path")
         evaluation = find.data(section, key) if section is not None else None
         texts = find.data(evaluate.texts, "evaluate.texts.path") if evaluate.texts is not None else None
-    if "rewards" in needs:
-        _import_functions(config)
+    find.refuse_missing(config)
+    policy = None
+    if "policy" in needs:
+        policy = models.resolve(config.policy.path, key="policy.path", maker=maker)
+        models.check_policy(policy, key="policy.path", ignore_auto_map=config.run.ignore_auto_map)
     return Sources(
         found_policy=Weights.found(policy, round=0) if policy else None,
         policy_files=files_sha256(policy) if policy else "",
@@ -152,6 +153,11 @@ def find_sources(config: Config, *, maker: models.Maker = embedded.make, needs: 
         texts=texts,
         rounds=tuple(find.of_round(config.for_round(number), number) for number in range(config.num_entries + 1)),
     )
+
+
+def _under(number: int) -> str:
+    """What comes before the keys of a round's own settings; 0 is the config's."""
+    return f"rounds.{number - 1}." if number else ""
 
 
 class _Finder:
@@ -163,8 +169,24 @@ class _Finder:
         self._rewards: dict[str, RewardSource] = {}
         self._policies: dict[str, Weights] = {}
 
+    def refuse_missing(self, config: Config) -> None:
+        """Look for what is no embedded model first, so that none is taught for a config that is refused."""
+        named = [("policy.path", config.policy.path)] if "policy" in self._needs else []
+        for number in range(config.num_entries + 1):
+            found, under = config.for_round(number), _under(number)
+            if found.prompts is not None and "prompts" in self._needs:
+                self.data(found.prompts, f"{under}prompts.path")
+            if found.pairs is not None and "pairs" in self._needs:
+                self.data(found.pairs, f"{under}pairs.path")
+            for index, reward in enumerate(found.rewards if "rewards" in self._needs else ()):
+                if isinstance(reward, ModelReward):
+                    named.append((f"{under}score.rewards.{index}.path", reward.path))
+        for key, name in named:
+            if not name.startswith(embedded.PREFIX):
+                models.resolve(name, key=key, maker=self._maker)
+
     def of_round(self, config: Config, number: int) -> RoundSources:
-        under = f"rounds.{number - 1}." if number else ""
+        under = _under(number)
         rewards = config.score.rewards if config.score is not None and "rewards" in self._needs else ()
         names = reward_names(config.score) if rewards else []
         prompts = config.prompts if "prompts" in self._needs else None

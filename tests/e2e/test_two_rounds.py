@@ -218,6 +218,7 @@ def test_status_reads_the_folder_alone(story, prefloop):
     assert "after round 2" in status.out and "done" in status.out
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_to_do(story, prefloop):
     before = hashes(story["folder"])
     again = prefloop.run()
@@ -250,6 +251,7 @@ def test_fewer_rounds_than_are_settled_are_refused(story, prefloop):
     assert outcome.code == 2 and "at least 2" in outcome.err
 
 
+@pytest.mark.slow
 def test_another_config_in_the_same_folder_is_refused_with_the_differing_fields(story, prefloop):
     other = prefloop.run("sample.temperature=0.7", "update.beta=0.3")
     assert other.code == 1

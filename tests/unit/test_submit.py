@@ -217,6 +217,7 @@ def test_where_nobody_listens_is_said_at_once():
         refused(lambda: submit(quickstart, sets, address=address, requirements=False, follow=False), "refused")
 
 
+@pytest.mark.slow
 def test_a_job_is_followed_no_longer_once_its_server_is_gone_for_good():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

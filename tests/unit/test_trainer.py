@@ -108,6 +108,7 @@ def all_saved_and_loaded(folder: Path, out: Path, kinds: list[tuple[str, int]]):
     return [saved_and_loaded(folder, out / f"{dtype}-{stage}", dtype, stage) for dtype, stage in kinds]
 
 
+@pytest.mark.slow
 def test_a_round_goes_on_from_float32_whatever_the_policys_dtype(policy_folder, tmp_path):
     kinds = [("float32", 0), ("float32", 2), *(("bfloat16", stage) for stage in range(4))]
     for rank in on_ranks(2, all_saved_and_loaded, policy_folder, tmp_path, kinds):

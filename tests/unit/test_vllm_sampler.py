@@ -136,7 +136,7 @@ def changed_policy(folder: Path, target: Path, *, tied: bool, factor: float) -> 
     return target
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_after_a_change_of_weights_the_engine_samples_from_the_new_ones(sampler, policy_folder, tmp_path, tied):
     first = changed_policy(policy_folder, tmp_path / "first", tied=tied, factor=1.1)
     changed = changed_policy(policy_folder, tmp_path / "changed", tied=tied, factor=1.3)
@@ -152,6 +152,7 @@ def test_after_a_change_of_weights_the_engine_samples_from_the_new_ones(sampler,
     assert asked == pytest.approx(ours, abs=1e-4 * CONFIG.max_new_tokens)
 
 
+@pytest.mark.slow
 def test_an_answer_that_fills_the_context_has_a_log_prob(sampler, policy_folder):
     sampler.load(weights_of(policy_folder))
     prompt, answer = [1, 4, 5, 14], [4] * (sampler.max_model_len - 4)
