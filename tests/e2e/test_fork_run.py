@@ -11,18 +11,24 @@ import pytest
 from test_two_rounds import hashes
 
 from pipeline.config_file import load_config
+from pipeline.own_modules import importable
 from pipeline.reuse import Comparison
 from pipeline.sources import find_sources
 from stages.weights import weights_sha256
 
 TINY = ("prompts.per_round=32", "prompts.shard_size=16", "evaluate.num_prompts=32", "rounds=2")
+REWARD = """
+def begins_right(prompts, completions, answer, **columns):
+    return [float(completion[:1] == truth[:1]) for completion, truth in zip(completions, answer)]
+"""
 STAGES = ["prompts", "sample", "score", "pair", "reference", "update", "evaluate", "settle"]
 
 
 def reuse(folder: Path, *overrides: str):
     old = load_config(folder / "config.yaml")
     new = load_config(folder / "config.yaml", [*overrides, "run.name=other"])
-    return Comparison(folder, old, new, find_sources(new)).reuse()
+    with importable(new.run.modules):
+        return Comparison(folder, old, new, find_sources(new)).reuse()
 
 
 def check_reuse(folder: Path) -> None:
@@ -71,8 +77,13 @@ def inodes(folder: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_a_fork_is_the_run_from_the_beginning_and_leaves_the_first_as_it_was(prefloop, tmp_path):
+    """The run names a reward of its own, whose module lies beside its config."""
     base, fork, fresh = (prefloop.runs / name for name in ("fork-base", "fork-beta", "fork-fresh"))
-    done = prefloop.run(*TINY, "run.name=fork-base")
+    config = tmp_path / "mine.yaml"
+    shutil.copyfile("configs/quickstart.yaml", config)
+    (tmp_path / "rewards_of_mine.py").write_text(REWARD)
+    tiny = (*TINY, "score.rewards.1.target=rewards_of_mine:begins_right")
+    done = prefloop.run(*tiny, "run.name=fork-base", config=config)
     assert done.code == 0, done.err
     check_reuse(base)
     check_dropped_weights(base, tmp_path / "cleaned")
@@ -83,7 +94,7 @@ def test_a_fork_is_the_run_from_the_beginning_and_leaves_the_first_as_it_was(pre
     forked = prefloop.command("fork", base, "--name", "fork-beta", sets=("update.beta=0.05",))
     assert forked.code == 0, forked.err
     assert "round 1/2  sample" not in forked.out and "round 1/2  update" in forked.out
-    again = prefloop.run(*TINY, "run.name=fork-fresh", "update.beta=0.05")
+    again = prefloop.run(*tiny, "run.name=fork-fresh", "update.beta=0.05", config=config)
     assert again.code == 0, again.err
 
     assert hashes(fork).keys() and weights_sha256(fork / "final") == weights_sha256(fresh / "final")
