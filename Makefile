@@ -2,6 +2,7 @@
 # make test       install what is missing, then run the tests
 # make test-slow  the slow tier
 # make test-all   both
+# make test-long  whole runs that take minutes each
 # make test-faults  kill everything at every time, and print what became of it
 # make test-browser  the report page in a headless Chromium; install one first: apt-get install chromium
 # make s3-server  an S3-speaking server for the tests of runs at an address, in an environment of its own
@@ -32,7 +33,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 READY  := $(VENV)/ready-$(BUILD)
 PINNED := --constraint cluster/constraints.txt
 
-.PHONY: help run s3-server test test-slow test-all test-faults test-browser check docs configuration bench-round bench-pairing bench-update bench-memory bench-scale reproduce format install clean-env
+.PHONY: help run s3-server test test-slow test-all test-long test-faults test-browser check docs configuration bench-round bench-pairing bench-update bench-memory bench-scale reproduce format install clean-env
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -41,13 +42,16 @@ run: $(READY)
 	@$(BIN)/prefloop run configs/quickstart.yaml $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not slow and not faults" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not long and not faults" $(ARGS)
 
 test-slow: $(READY)
-	@$(BIN)/python -m pytest -m "slow and not faults" $(ARGS)
+	@$(BIN)/python -m pytest -m "slow and not long and not faults" $(ARGS)
 
 test-all: $(READY)
-	@$(BIN)/python -m pytest -m "not faults" $(ARGS)
+	@$(BIN)/python -m pytest -m "not long and not faults" $(ARGS)
+
+test-long: $(READY)
+	@$(BIN)/python -m pytest -m "long and not faults" $(ARGS)
 
 test-faults: $(READY)
 	@$(BIN)/python -m pytest -m faults tests/faults $(ARGS)

@@ -9,7 +9,7 @@ import pytest
 import tiny_models
 import yaml
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 REWARD = """
 def share_of_e(prompts, completions, **columns):

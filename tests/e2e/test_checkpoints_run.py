@@ -12,7 +12,7 @@ import pytest
 
 from stages.weights import weights_sha256
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 OPTIONS = (
     "rounds=1",

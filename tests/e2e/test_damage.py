@@ -11,7 +11,7 @@ from threading import Thread
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TINY = (
     *("prompts.per_round=64", "prompts.shard_size=32", "sample.num_generations=4", "rounds=1", "run.tensorboard=false"),

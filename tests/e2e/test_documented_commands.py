@@ -13,7 +13,7 @@ import pytest
 import yaml
 from documents import ROOT, blocks, commands, pages
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 SMALL = ("rounds=1", "prompts.per_round=64", "prompts.shard_size=32", "evaluate.num_prompts=64")
 OF_CLUSTERS = {"docs/clusters.md", "docs/storage.md", "docs/scale.md"}

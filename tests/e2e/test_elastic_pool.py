@@ -49,7 +49,7 @@ pool.close()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_actor_that_comes_up_when_the_last_job_was_given_out_is_ended_quietly(tmp_path):
     script = tmp_path / "grown.py"
     script.write_text(SCRIPT)

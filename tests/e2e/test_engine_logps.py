@@ -10,7 +10,7 @@ import pytest
 
 from stages.weights import weights_sha256
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TINY = (
     *("prompts.per_round=64", "prompts.shard_size=32", "sample.num_generations=4", "rounds=2"),

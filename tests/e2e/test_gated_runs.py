@@ -13,7 +13,7 @@ DATA = Path(os.environ.get("PREFLOOP_TEST_DATA", "/nowhere"))
 TINY = ("prompts.per_round=96", "prompts.shard_size=32", "evaluate.num_prompts=64")
 NO_LIMITS = tuple(f"gate.{name}=null" for name in ("max_reward_drop", "max_holdout_drop", "min_win_rate"))
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def records(folder):

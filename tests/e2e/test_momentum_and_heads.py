@@ -10,7 +10,7 @@ import torch
 from stages.update.model import read_weights
 from stages.weights import weights_sha256
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TINY = ("prompts.per_round=64", "prompts.shard_size=32", "evaluate=null", "run.tensorboard=false")
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from nodes import nodes
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TINY = (
     "prompts.per_round=96",

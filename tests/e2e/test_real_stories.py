@@ -13,7 +13,7 @@ import pytest
 DATA = Path(os.environ.get("PREFLOOP_TEST_DATA", "/nowhere"))
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not DATA.is_dir(), reason="PREFLOOP_TEST_DATA names no folder with real data"),
 ]
 

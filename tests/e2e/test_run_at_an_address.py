@@ -20,7 +20,7 @@ from pipeline.embedded import cache_root
 from pipeline.store import Store
 from stages.faults import FAULTS, FOLDER, fired
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 ADDRESS = f"s3://{BUCKET}/runs/moved"
 TINY = ("rounds=2", "prompts.per_round=64", "prompts.shard_size=32", "evaluate.num_prompts=64", "run.name=moved")

@@ -10,7 +10,7 @@ import json
 import pyarrow.dataset as ds
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 REWARDS = (
     '[{type: model, path: "embedded:reverse-judge", name: judge, scale: zscore},'

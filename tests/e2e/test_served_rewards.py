@@ -7,7 +7,7 @@ import json
 import pytest
 from reward_servers import serving
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SMALL = ("rounds=1", "prompts.per_round=64", "prompts.shard_size=32", "evaluate.num_prompts=32", "evaluate.kl=false")
 

@@ -77,7 +77,7 @@ def cluster(tmp_path_factory) -> Iterator[str]:
             yield address
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("held", "waits"), [(1.9, "task"), (0.6, "trainer")])
 def test_a_run_that_others_keep_waiting_ends_in_time_and_says_so(prefloop, cluster, tmp_path, held, waits):
     hold = [sys.executable, "-c", HOLD, cluster, str(held)]
@@ -91,14 +91,14 @@ def test_a_run_that_others_keep_waiting_ends_in_time_and_says_so(prefloop, clust
     assert time.monotonic() - started < 120
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_the_cluster_can_never_hold_is_refused_at_once(prefloop, cluster):
     outcome = prefloop.run("run.name=never", f"cluster.address={cluster}", "update.device=cuda", *SHORT)
     assert outcome.code == 2 and "update.device" in outcome.err
     assert "sample" not in outcome.out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_reward_beside_the_config_is_shipped_to_the_clusters_workers(prefloop, cluster, tmp_path):
     """The reward is only high where its module is a copy, away from the config, with the module that it imports."""
     (tmp_path / "where_from.py").write_text(f"def home(file):\n    return file.startswith({str(tmp_path)!r})\n")
@@ -124,7 +124,7 @@ def test_a_reward_beside_the_config_is_shipped_to_the_clusters_workers(prefloop,
     assert "from 10.00 to 11.00" in done.out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_that_takes_work_from_anybody_is_refused_unless_allowed_which_the_report_says(prefloop, tmp_path):
     """Also where the environment holds a token: what counts is whether the cluster asks for it."""
     with pytest.MonkeyPatch.context() as patch:

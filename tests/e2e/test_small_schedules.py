@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config_file import load_config
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SMALL = Path(__file__).parents[2] / "configs" / "small"
 TINY = (

@@ -9,7 +9,7 @@ import pytest
 
 from stages.weights import weights_sha256
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TINY = ("prompts.per_round=96", "prompts.shard_size=32", "evaluate.num_prompts=64", "rounds=3", "max_staleness=1")
 

@@ -8,7 +8,7 @@ import pytest
 
 from stages.weights import weights_sha256
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TINY = ("prompts.per_round=192", "prompts.shard_size=16", "evaluate.num_prompts=32", "rounds=1")
 

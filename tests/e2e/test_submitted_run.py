@@ -118,7 +118,7 @@ def until(happens, *, within_s: float = 600) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(2400)
 def test_a_run_is_sent_followed_stopped_and_carried_on_after_its_head_is_lost(head, tmp_path):
     first_round = tmp_path / "sent" / "round-0001"
@@ -154,7 +154,7 @@ def test_a_run_is_sent_followed_stopped_and_carried_on_after_its_head_is_lost(he
     assert "SUCCEEDED" in head.prefloop("status").out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_the_clusters_token_nothing_is_told(head):
     for token, says in ((None, "none is set here"), (secrets.token_hex(32), "the one set here is another's")):
         told = head.prefloop_with(token, "status")
@@ -162,18 +162,18 @@ def test_without_the_clusters_token_nothing_is_told(head):
         assert "Traceback" not in told.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_fails_there_is_told_by_the_exit_status(head, tmp_path):
     failed = submitted(head, tmp_path, "run.name=failing", f"prompts.path={tmp_path}/none.jsonl", follow=True)
     assert failed.code == 1 and "FAILED, status 1" in failed.err, failed.out + failed.err
     assert "prompts.path" in failed.out and "wanted:" in failed.out
-    assert "FAILED (1)" in head.prefloop("status", "failing-1").out
+    assert "FAILED (1)" in head.prefloop("status", "failing:1").out
     assert "had ended before: FAILED" in head.prefloop("stop", "failing").out
     unknown = head.prefloop("logs", "other")
-    assert unknown.code == 1 and "failing-1" in unknown.err
+    assert unknown.code == 1 and "failing:1" in unknown.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_that_takes_jobs_from_anybody_is_sent_none(tmp_path_factory, tmp_path):
     head = Head(tmp_path_factory.mktemp("open"), token=None)
     head.start()
