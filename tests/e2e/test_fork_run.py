@@ -75,7 +75,7 @@ def inodes(folder: Path) -> dict[str, int]:
     return {str(file.relative_to(folder)): file.stat().st_ino for file in folder.rglob("part-*.parquet")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fork_is_the_run_from_the_beginning_and_leaves_the_first_as_it_was(prefloop, tmp_path):
     """The run names a reward of its own, whose module lies beside its config."""
     base, fork, fresh = (prefloop.runs / name for name in ("fork-base", "fork-beta", "fork-fresh"))

@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 import pytest
 import yaml
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 REWARD = """
 def few_nines(prompts, completions, answer, level, **columns):

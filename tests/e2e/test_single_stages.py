@@ -15,7 +15,7 @@ import tiny_models
 from pipeline import embedded
 from stages.weights import weights_sha256
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SETS = (
     "rounds=1",

@@ -1,6 +1,6 @@
 """Run a function on the ranks of a real gloo group, each a process of its own.
 
-The processes of a group stay for later calls, since to load the libraries takes longer than most of these. A group with
+The processes of a group stay for later calls, since loading the libraries takes longer than most of these. A group with
 a rank that failed is ended.
 """
 

@@ -52,6 +52,7 @@ def check(ranks: list[dict]) -> None:
             assert (len(whole["steps"]) > left) == (rank == 0)
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_same_bits(policy_folder, tmp_path):
     check(on_ranks(1, interrupted, policy_folder, tmp_path, {"ZeRO 2": KINDS["ZeRO 2"]}))
 

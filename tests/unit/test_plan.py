@@ -335,6 +335,7 @@ def test_a_plan_of_no_rounds_evaluates_alone(capsys):
     assert "before the first round" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_model_too_large_is_refused_with_exit_code_2_and_the_reason(tmp_path):
     folder = small_files_of_a_70b_model(tmp_path / "70b")
     sets = (f"policy.path={folder}", "policy.dtype=bfloat16", "update.workers=1", "update.device=auto")

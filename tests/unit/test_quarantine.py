@@ -84,6 +84,7 @@ def fates(tables, scored) -> dict[str, str]:
     return {row["prompt_id"]: row["fate"] for row in tables["fates"].read(0).to_pylist()}
 
 
+@pytest.mark.slow
 def test_the_prompts_that_kill_are_set_aside_and_all_others_are_judged(tables, tmp_path):
     assert finish(scoring(tables), tmp_path, deadly=[2, 5]) == 4  # twice together, then each alone
     ids = tables["prompts"].read(0)["prompt_id"].to_pylist()

@@ -6,6 +6,7 @@ import pytest
 import tiny_models
 import torch
 import torch.distributed as dist
+from ranks import on_ranks
 from shared_cases import CPU, WAYS, TorchEngine, gradient_by, moved_references, pairs_of, small_llama
 
 from stages.update.config import UpdateConfig
@@ -23,10 +24,8 @@ def one_rank():
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", tiny_models.KINDS)
-def test_an_architecture_shares_prompts_with_the_gradients_of_separate_sequences_or_says_why_not(name, tmp_path):
-    model = load_policy(tiny_models.policy(name, tmp_path), dtype="float32")
+def check_sharing(name, folder):
+    model = load_policy(tiny_models.policy(name, folder), dtype="float32")
     engine, reason = TorchEngine(model), why_apart(model, 120)
     assert (reason is None) == (name not in APART)
     if reason is not None:
@@ -42,12 +41,23 @@ def test_an_architecture_shares_prompts_with_the_gradients_of_separate_sequences
         assert (scored.logps_N - found[0][1].logps_N).abs().max() < 1e-4
 
 
+def check_proof_in_bfloat16(name, folder):
+    model = load_policy(tiny_models.policy(name, folder), dtype="bfloat16")
+    if name != "mixtral":  # whose random router may choose otherwise
+        assert disproof(TorchEngine(model), CPU, dtype="bfloat16") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiny_models.KINDS)
+def test_an_architecture_shares_prompts_with_the_gradients_of_separate_sequences_or_says_why_not(name, tmp_path):
+    """In a process without vLLM, which changes classes of transformers that it takes models of."""
+    on_ranks(1, check_sharing, name, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in tiny_models.KINDS if name not in APART])
 def test_in_bfloat16_the_proof_holds_too(name, tmp_path):
-    model = load_policy(tiny_models.policy(name, tmp_path), dtype="bfloat16")
-    if name != "mixtral":  # whose random router may choose otherwise
-        assert disproof(TorchEngine(model), CPU, dtype="bfloat16") is None
+    on_ranks(1, check_proof_in_bfloat16, name, tmp_path)
 
 
 @pytest.mark.slow
