@@ -21,6 +21,7 @@ from pipeline.lineage import Lineage, read_records, write_records
 from pipeline.own_modules import importable
 from pipeline.reading import round_folders, run_settings
 from pipeline.reuse import STAGES, Comparison, Reuse, Reused
+from pipeline.reuse_reasons import Reasons
 from pipeline.run_folder import write_config
 from pipeline.schedule import asked_rounds
 from pipeline.sources import find_sources
@@ -61,7 +62,7 @@ def fork(run: Path, overrides: Sequence[str], *, name: str, config_file: Path | 
         )
     with importable(new.run.modules):
         old = load_config(run / _CONFIG)
-        found = Comparison(run, old, new, find_sources(new)).reuse()
+        found = Comparison(Reasons(run, old, new, find_sources(new))).reuse()
     show(found, new)
     if dry_run:
         return

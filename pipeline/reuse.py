@@ -11,11 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.config import Config
 from pipeline.lineage import Lineage
 from pipeline.reading import round_folders
 from pipeline.reuse_reasons import Reasons
-from pipeline.sources import Sources
 
 STAGES: Mapping[str, tuple[str, ...]] = {
     "prompts": ("prompts",),
@@ -75,19 +73,14 @@ class Comparison:
     """A run and a config that would go on from it.
 
     Attributes:
-        folder: of the run.
-        old, new: its config, and the other one.
-        sources: what `new` names.
+        reasons: why single stages cannot stay.
     """
 
-    folder: Path
-    old: Config
-    new: Config
-    sources: Sources
+    reasons: Reasons
 
     def reuse(self) -> Reuse:
         """What the other config can take over."""
-        lineage, lost = Lineage.read(self.folder / "run.json"), frozenset[int]()
+        lineage, lost = Lineage.read(self.reasons.folder / "run.json"), frozenset[int]()
         while True:
             found = self._reuse(lineage, lost)
             gone = frozenset(self._weights_gone(lineage, found.num_settled))
@@ -99,8 +92,8 @@ class Comparison:
         """What stays where the weights of some rounds have to be made again."""
         stages: list[Reused] = []
         broken, settled = "", 0
-        for number, round_folder in round_folders(self.folder).items():
-            if number > self.new.num_rounds:
+        for number, round_folder in round_folders(self.reasons.folder).items():
+            if number > self.reasons.new.num_rounds:
                 stages += [Reused(number, stage, False, "not asked for") for stage in STAGES]
                 continue
             found = list(self._round(number, round_folder, broken, lineage, lost))
@@ -110,26 +103,22 @@ class Comparison:
                 broken = broken or f"round {again.round} {_LATER.get(again.stage, 'makes another policy')}"
             if number and again is None:
                 settled = number
-        inputs = [name for name in self._reasons.inputs() if name != "probe" or settled]
+        inputs = [name for name in self.reasons.inputs() if name != "probe" or settled]
         return Reuse(stages, settled, inputs)
 
     def _weights_gone(self, lineage: Lineage, settled: int) -> list[int]:
         """Rounds whose weights the round after the settled ones needs, and that `prefloop clean` dropped."""
-        config = self.new.for_round(settled + 1)
+        config = self.reasons.new.for_round(settled + 1)
         before = bool(config.momentum) or bool({"ema", "previous"} & set(config.references))
         needed = lineage.line(settled)[: 2 if before else 1]
-        folders = {number: self.folder / f"round-{number:04d}" / "policy" for number in needed}
+        folders = {number: self.reasons.folder / f"round-{number:04d}" / "policy" for number in needed}
         return [number for number, policy in folders.items() if not any(policy.glob("*.safetensors"))]
-
-    @property
-    def _reasons(self) -> Reasons:
-        return Reasons(self.folder, self.old, self.new, self.sources)
 
     def _round(
         self, number: int, folder: Path, broken: str, lineage: Lineage, lost: Collection[int]
     ) -> Iterator[Reused]:
         """Its stages; round 0, before the first, has an evaluation alone."""
-        reasons = self._reasons
+        reasons = self.reasons
         checks: dict[str, Callable[[], str]] = {
             "prompts": lambda: reasons.prompts(number, folder),
             "sample": lambda: reasons.sample(number, folder),
@@ -142,7 +131,7 @@ class Comparison:
         }
         if number == 0:
             checks = {"evaluate": checks["evaluate"]}
-        elif self.new.for_round(number).pairs is not None:
+        elif self.reasons.new.for_round(number).pairs is not None:
             checks = {name: check for name, check in checks.items() if name not in ("prompts", "sample", "score")}
         earlier = broken
         for stage, check in checks.items():

@@ -181,6 +181,8 @@ class _Finder:
             for index, reward in enumerate(found.rewards if "rewards" in self._needs else ()):
                 if isinstance(reward, ModelReward):
                     named.append((f"{under}score.rewards.{index}.path", reward.path))
+            if "references" in self._needs:
+                named += [(f"{under}reference", name) for name in found.references if is_policy_name(name)]
         for key, name in named:
             if not name.startswith(embedded.PREFIX):
                 models.resolve(name, key=key, maker=self._maker)

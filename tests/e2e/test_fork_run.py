@@ -13,6 +13,7 @@ from test_two_rounds import hashes
 from pipeline.config_file import load_config
 from pipeline.own_modules import importable
 from pipeline.reuse import Comparison
+from pipeline.reuse_reasons import Reasons
 from pipeline.sources import find_sources
 from stages.weights import weights_sha256
 
@@ -28,7 +29,7 @@ def reuse(folder: Path, *overrides: str):
     old = load_config(folder / "config.yaml")
     new = load_config(folder / "config.yaml", [*overrides, "run.name=other"])
     with importable(new.run.modules):
-        return Comparison(folder, old, new, find_sources(new)).reuse()
+        return Comparison(Reasons(folder, old, new, find_sources(new))).reuse()
 
 
 def check_reuse(folder: Path) -> None:

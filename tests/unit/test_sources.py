@@ -43,7 +43,8 @@ def test_a_changed_helper_makes_another_reward(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "key", ["policy.path", "prompts.path", "evaluate.path", "score.rewards.0.path", "score.rewards.1.target"]
+    "key",
+    ["policy.path", "reference", "prompts.path", "evaluate.path", "score.rewards.0.path", "score.rewards.1.target"],
 )
 def test_no_model_is_taught_for_a_config_that_is_refused(key, tmp_path, monkeypatch):
     monkeypatch.setenv("PREFLOOP_CACHE", str(tmp_path))
